@@ -12,11 +12,12 @@ globalThis.fetch = async (address, options) => {
   return response;
 };
 
-/** Offer tests `names`, and `show(options)`: after it, `chat` is what `useChat` returns, or another hook. */
+/** Offer tests `names`, and `show(options)`: after it, `chat` is what `useChat` returns, or another hook. `leave()` ends it. */
 export function offer(names, useChat) {
   const root = createRoot(document.body);
   Object.assign(window, names, {
     show: (options, useHook = useChat) => root.render(createElement(Chat, { options, useHook })),
+    leave: () => root.render(null),
     state: () => ({ messages: chat.messages, status: chat.status, error: chat.error?.message ?? null, requests }),
   });
 }

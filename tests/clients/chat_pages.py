@@ -22,6 +22,7 @@ from tests.clients.pods import TwoPods, two_pods
 from tests.support.cluster import Cluster
 from tests.support.logbook import until
 from tests.support.serving import served
+from tools.js_client import PACKAGE
 
 API: Final = "/v1/ai-sdk/chat"
 # What the SDKs write into the console when an answer breaks off.
@@ -143,18 +144,9 @@ def parts(state: dict[str, Any]) -> list[str]:
 @contextlib.asynccontextmanager
 async def chat_page(cluster: Cluster, node: Node, version: str) -> AsyncIterator[ChatPage]:
     """Serve the page of a version, start two pods that let it in, and load it."""
-    script = await _bundled(node.folder, SDKS[version])
     addresses: list[str] = []
-
-    async def page(_request: Request) -> Response:
-        return HTMLResponse('<!doctype html><body></body><script type="module" src="/page.mjs"></script>')
-
-    async def code(_request: Request) -> Response:
-        return Response(script.read_text().replace(ADDRESS, addresses[0]), media_type="text/javascript")
-
-    site = Starlette(routes=[Route("/", page), Route("/page.mjs", code)])
     async with (
-        served(site) as origin,
+        served(site(await bundled(node.folder, SDKS[version]), addresses)) as origin,
         two_pods(cluster, allowed_origins=origin) as pods,
         balancer(pods.first, pods.second) as url,
         browsing(expected=COMPLAINTS) as browser,
@@ -165,15 +157,30 @@ async def chat_page(cluster: Cluster, node: Node, version: str) -> AsyncIterator
         yield chat
 
 
-async def _bundled(folder: Path, sdk: Sdk) -> Path:
-    """Bundle a page's script with the packages of a version."""
+def site(script: Path, addresses: list[str]) -> Starlette:
+    """The site of a page with this script, in which the first address takes the place of the documentation's."""
+
+    text = script.read_text()
+
+    async def page(_request: Request) -> Response:
+        return HTMLResponse('<!doctype html><body></body><script type="module" src="/page.mjs"></script>')
+
+    async def code(_request: Request) -> Response:
+        return Response(text.replace(ADDRESS, addresses[0]), media_type="text/javascript")
+
+    return Starlette(routes=[Route("/", page), Route("/page.mjs", code)])
+
+
+async def bundled(folder: Path, sdk: Sdk) -> Path:
+    """Bundle a page's script with the packages of a version, and with the sources of ours."""
     for name, code in documented().items():
         (folder / name).write_text(code)
-    bundle = folder / f"{sdk.ai}.bundle.js"
+    bundle = folder / f"{Path(sdk.script).stem}.{sdk.ai}.js"
     if not bundle.exists():
         process = await asyncio.create_subprocess_exec(
             *(folder / "node_modules" / ".bin" / "esbuild", folder / sdk.script, f"--outfile={bundle}"),
             *("--bundle", "--format=esm", "--log-level=error", '--define:process.env.NODE_ENV="production"'),
+            f"--alias:baton-stream/ai-sdk={PACKAGE / 'src' / 'ai-sdk.ts'}",
             *([f"--alias:ai={sdk.ai}"] if sdk.ai != "ai" else []),
             *([f"--alias:@ai-sdk/react={sdk.react}"] if sdk.react else []),
             cwd=folder,

@@ -79,7 +79,7 @@ def test_its_own_tests_pass(package: Path) -> None:
     "resolution", [("--module", "esnext", "--moduleResolution", "bundler"), ("--module", "nodenext")]
 )
 def test_its_types_say_what_they_should(package: Path, resolution: tuple[str, ...]) -> None:
-    run(package, "node_modules/typescript/bin/tsc", *STRICT, *resolution, "test/use.ts")
+    run(package, "node_modules/typescript/bin/tsc", *STRICT, *resolution, "test/use.ts", "test/use-ai-sdk.ts")
 
 
 def test_it_is_packed_well(package: Path) -> None:

@@ -32,17 +32,23 @@ class Balancer:
     loses: float = 0  # this part of the answers
     requests: Counter[str] = field(default_factory=Counter)  # by pod
     lost: int = 0  # requests that got no answer of a pod, or not all of it
+    connections: set[asyncio.Task[None]] = field(default_factory=set)  # of clients
 
     def order(self) -> list[str]:
         """The pods for a request. The first one that accepts the connection gets it."""
         return self.chance.sample(self.pods, len(self.pods))
 
+    def cut(self) -> None:
+        """Break the connections of all clients."""
+        for task in self.connections:
+            task.cancel()
+
 
 @contextlib.asynccontextmanager
 async def request_balancer(pods: Iterable[str], *, seed: int = 0) -> AsyncIterator[Balancer]:
     """Serve on a free port of loopback."""
-    connections: set[asyncio.Task[None]] = set()
     balancer = Balancer("", list(pods), random.Random(seed))
+    connections = balancer.connections
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -61,8 +67,7 @@ async def request_balancer(pods: Iterable[str], *, seed: int = 0) -> AsyncIterat
         yield balancer
     finally:
         server.close()
-        for task in connections:
-            task.cancel()
+        balancer.cut()
         await asyncio.gather(*connections, return_exceptions=True)
 
 

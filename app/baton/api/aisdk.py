@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
@@ -68,6 +69,7 @@ from .request import (
     AsgiResponse,
     common_headers,
     found,
+    idempotency_key,
     json_answer,
     pod_of,
     principal_of,
@@ -93,6 +95,13 @@ _FROM: Final = Parameter(
     "How many chunks to skip. If negative, how many of the chunks so far to send: a few more may come, since the first "
     "one must open a part.",
     {"type": "integer", "minimum": -999_999_999, "maximum": 999_999_999},
+)
+_REPLAY: Final = Parameter(
+    "replay",
+    "query",
+    "Of a run: also send the message that it continues, as the address of the chat does, and count these chunks. So a "
+    "client that asked for a chat can continue with the same stream after the chat has another one.",
+    {"type": "boolean"},
 )
 _RUN_ID: Final = AnswerHeader(
     "x-workflow-run-id",
@@ -165,7 +174,7 @@ async def send_messages(request: Request) -> AsgiResponse:
         204: Returns("No answer is running."),
     },
     refusals=FOLLOWING,
-    parameters=(_FROM,),
+    parameters=(_FROM, _REPLAY),
 )
 async def resume(request: Request) -> AsgiResponse:
     """Send the chunks of a chat's newest stream, or of a run, from `startIndex` on.
@@ -174,8 +183,9 @@ async def resume(request: Request) -> AsgiResponse:
     again, without a pause, until it has seen a `finish`. So every complete answer ends with one.
     """
     chat = request.path_params["chat"]
-    raw = query_of(request, {_FROM.name}).get(_FROM.name)
-    start_index = _start_index(raw)
+    query = query_of(request, {_FROM.name, _REPLAY.name})
+    raw = query.get(_FROM.name)
+    start_index, replays = _start_index(raw), _replays(query.get(_REPLAY.name))
     async with translated(pod_of(request).pool):
         stream = await _stream_of(request, chat)
     if stream is None and raw is not None:
@@ -183,8 +193,9 @@ async def resume(request: Request) -> AsgiResponse:
     if stream is None or (stream.ended and raw is None and not _RUN.fullmatch(chat)):
         return Response(status_code=204, headers=common_headers(request))
     run = _RUN.fullmatch(chat)
-    wait = int(run[2]) if run and run[2] else 0
-    return await _follow(request, stream, start_index, replay=run is None, wait=wait)
+    replay = run is None or replays
+    wait = int(run[2]) if run and run[2] and not replay else 0
+    return await _follow(request, stream, start_index, replay=replay, wait=wait)
 
 
 @ROUTES.route(
@@ -217,12 +228,13 @@ async def _send_message(request: Request, sent: SendMessage, body: bytes) -> Asg
     if (place := await aisdk_waits.answer(request, answers, _metadata(last))) is not None:
         return await _follow(request, place.stream, 0, wait=place.seq)
     aisdk_approvals.require_tool_runner(pod_of(request).settings, sent.model, answers)
-    turn = _turn(sent, last, answers)
+    key = idempotency_key(request, body)
+    turn = replace(_turn(sent, last, answers), request_key=None if key is None else key.key)
     whole = await aisdk_turns.continued(request, turn)
     continuation = continuation_of(last, answers)
     stream = whole.repeated
     if stream is None:
-        beside = {**continuation, **beside_input(whole.places, turn.digest)}
+        beside = {**continuation, **beside_input(whole.places, turn.digest), "request_key": turn.request_key}
         new = _new_stream(request, sent, whole.messages, beside)
         stream = await aisdk_turns.create(request, new, body, aisdk_approvals.key_of(request, answers) or whole.key)
     return await _follow(request, stream, 0, continued="message" in continuation)
@@ -383,6 +395,12 @@ async def _chunks_before(pod: Pod, begun: Encoded[AiSdkState], stream_id: UUID, 
 def _up_to(batch: Batch, seq: int) -> Batch:
     lines = batch.lines[: seq + 1 - batch.first_seq]
     return Batch(batch.first_seq, batch.first_seq + len(lines) - 1, False, "\n".join(lines))
+
+
+def _replays(raw: str | None) -> bool:
+    if raw not in (None, "true", "1", "false", "0"):
+        raise InvalidRequest(f"replay must be true or false, not {raw!r:.80}.")
+    return raw in ("true", "1")
 
 
 def _start_index(raw: str | None) -> int:

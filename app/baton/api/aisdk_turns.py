@@ -55,6 +55,7 @@ class Turn:
     message_id: str | None = None  # of that message, or of the one to regenerate
     previous_id: str | None = None  # of the message before it, if the page gave it
     allowed: Sequence[str] = ()  # ids of approvals
+    request_key: str | None = None  # the client's key for this request: a repeated request has the same one
 
     @property
     def digest(self) -> str:
@@ -94,7 +95,7 @@ async def continued(request: Request, turn: Turn) -> Continued:
         if stream is None:
             return await _begin_chat(request, turn)
         beside = await streams.read_continuation(pod_of(request).pool, stream.id)
-        if _is_repeated(turn, stream, beside.get("digest")):
+        if _is_repeated(turn, stream, beside):
             return Continued(repeated=stream)
         stream = await stopped(request, stream)
         conversation = await _read(request, stream)
@@ -136,15 +137,17 @@ async def _begin_chat(request: Request, turn: Turn) -> Continued:
     return Continued(list(turn.message), [Place(turn.message_id, 0)], key)
 
 
-def _is_repeated(turn: Turn, stream: Stream, digest: str | None) -> bool:
+def _is_repeated(turn: Turn, stream: Stream, beside: Mapping[str, Any]) -> bool:
     """Whether a stream already answers this turn.
 
-    A question that is repeated after its answer has ended asks for another answer. So does another
-    `regenerate-message`. A repeated continuation of an answer comes from another tab, unless the first one's stream has
-    failed.
+    A question that is repeated after its answer has ended asks for another answer, unless the same request is repeated.
+    So does another `regenerate-message`. A repeated continuation of an answer comes from another tab, unless the first
+    one's stream has failed.
     """
-    if digest != turn.digest:
+    if beside.get("digest") != turn.digest:
         return False
+    if turn.request_key is not None and beside.get("request_key") == turn.request_key:
+        return True
     return not stream.ended if turn.role != "assistant" else stream.status in _REUSED
 
 

@@ -250,7 +250,7 @@ NAMES = st.sampled_from(
             "snapshot",
         ),
         *("last_event_id", "lastEventId", "startIndex", "stream", "starting_after", "after", "order", "token", ""),
-        *("offset", "live", "cursor"),
+        *("offset", "live", "cursor", "replay"),
     ]
 )
 TEXTS = st.text(max_size=30).map(lambda text: quote(text, safe=""))

@@ -55,18 +55,20 @@ async def test_a_message_is_continued_live_and_replayed_whole_on_every_pod(clust
     old = ["start-step", *earlier, "tool-output-available"]
     assert [chunk["type"] for chunk in replay] == ["start", *old, *new]
     run = answer.headers["x-workflow-run-id"]
-    for place, whole in ((run, live), ("42", replay)):
+    for place, whole, more in ((run, live, ""), ("42", replay, ""), (run, replay, "&replay=true")):
         for pod in (one, two):
             for index in range(len(whole) + 1):
-                rest = await cluster.client.get(f"{pod.url}{CHAT}/{place}/stream?startIndex={index}")
+                rest = await cluster.client.get(f"{pod.url}{CHAT}/{place}/stream?startIndex={index}{more}")
                 # A client that has everything is sent the end again.
                 assert chunks(rest.content) == (whole[index:] or whole[-1:])
-            back = await cluster.client.get(f"{pod.url}{CHAT}/{place}/stream?startIndex=-1")
+            back = await cluster.client.get(f"{pod.url}{CHAT}/{place}/stream?startIndex=-1{more}")
             # It begins where the last part opens, and the header leads the client to that index.
             shown = chunks(back.content)
             assert shown == whole[-len(shown) :]
             assert {chunk["type"] for chunk in shown} >= {"text-start", "text-delta", "finish"}
             assert back.headers["x-workflow-stream-tail-index"] == str(len(whole) - len(shown))
+    refused = await cluster.client.get(f"{one.url}{CHAT}/{run}/stream?replay=yes")
+    assert (refused.status_code, refused.json()["code"]) == (400, "invalid_request")
     row = await cluster.pool.fetchval("SELECT input FROM baton.stream WHERE id = $1", UUID(run.removeprefix("run_")))
     assert json.loads(row) == {
         "messages": [

@@ -222,6 +222,22 @@ async def test_two_tabs_that_start_a_chat_at_once_get_one_stream(
     assert len({answer_of(answer) for answer in answers}) == len(model.inputs) == 1
 
 
+async def test_a_repeated_request_gets_the_answer_that_it_created(
+    cluster: Cluster, model: Model, pods: tuple[RunningPod, RunningPod]
+) -> None:
+    for number, fields in enumerate(
+        ({"message": user("A")}, {"message": user("B")}, {"trigger": "regenerate-message"})
+    ):
+        found = set()
+        for pod, key in ((pods[0], "k"), (pods[1], "k"), (pods[0], "other")):
+            keyed = {"idempotency-key": f"{key}{number}"}
+            answer = await cluster.client.post(f"{pod.url}{CHAT}", json={"id": "42", **fields}, headers=keyed)
+            found.add(answer_of(answer))
+        # The answer had ended before the request was repeated. Another request asks for another answer.
+        assert len(found) == 2
+    assert await count(cluster) == len(model.inputs) == 6
+
+
 async def test_approvals_are_accepted_with_a_single_message(
     cluster: Cluster, model: Model, pods: tuple[RunningPod, RunningPod]
 ) -> None:
