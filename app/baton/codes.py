@@ -169,6 +169,14 @@ ADVICE: Final[dict[str, Advice]] = {
         "Follow each stream with `live=sse` or `live=long-poll`.",
         _NOTHING,
     ),
+    "token_count_not_supported": Advice(
+        "Send the message, and read its `usage`.",
+        _NOTHING,
+    ),
+    "message_batches_not_supported": Advice(
+        "Send each message by itself. Streams wait in the queue until a worker is free.",
+        _NOTHING,
+    ),
     "older_code_running": Advice(
         "Try again after the seconds in `Retry-After`.",
         "The pod's log names the processes. Update all pods and workers to this release.",

@@ -21,6 +21,8 @@
     │   ├── ProducerFenced         403
     │   ├── ForksNotSupported      501
     │   ├── SubscriptionsNotSupported 501
+    │   ├── TokenCountNotSupported 501
+    │   ├── MessageBatchesNotSupported 501
     │   ├── OffsetGone             410
     │   ├── MessagesMissing        410
     │   ├── RawContent             409
@@ -277,6 +279,22 @@ class SubscriptionsNotSupported(RequestError):
     status = 501
     code = "subscriptions_not_supported"
     title = "Subscriptions are not supported"
+
+
+class TokenCountNotSupported(RequestError):
+    """A client of Anthropic's API asks for the number of tokens of a request."""
+
+    status = 501
+    code = "token_count_not_supported"
+    title = "Tokens cannot be counted"
+
+
+class MessageBatchesNotSupported(RequestError):
+    """A client of Anthropic's API asks for batches of messages."""
+
+    status = 501
+    code = "message_batches_not_supported"
+    title = "There are no batches of messages"
 
 
 class OffsetGone(RequestError):

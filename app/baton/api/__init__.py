@@ -19,6 +19,7 @@ from starlette.routing import BaseRoute
 
 from . import (
     aisdk,
+    anthropic_messages,
     chat,
     console,
     conversations,
@@ -44,6 +45,7 @@ ROUTES: list[BaseRoute] = [
     *native_inputs.ROUTES,
     *responses.ROUTES,
     *chat.ROUTES,
+    *anthropic_messages.ROUTES,
     *openai_models.ROUTES,
     *openai_conversations.ROUTES,  # before `conversations`, whose path matches `…/items` too
     *conversations.ROUTES,

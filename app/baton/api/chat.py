@@ -7,24 +7,21 @@ when the pod leaves.
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Final
-from uuid import UUID
 
-import asyncpg
 from pydantic import Field
 from starlette.requests import Request
 
 from ..db.streams import Stream
 from ..dialects.chat import CHAT, ChatState, Completion, completion_of
 from ..dialects.protocol import Encoded
-from ..errors import InvalidRequest, PassingError, RequestError, ReservedGenerator, StillRunning, UnknownModel
+from ..errors import InvalidRequest, ReservedGenerator, StillRunning, UnknownModel
 from ..snapshot import Snapshot
-from . import actions
+from .actions import Content
+from .answering import AnswerForm, follow_or_wait
 from .event_types import CompletionChunk, CompletionFailure
-from .following import require_followable, require_staying, wait_for_end
-from .openai_creation import Creation, create, follow_created, still_running
+from .following import require_followable, require_staying
+from .openai_creation import Creation, create, still_running
 from .openai_errors import OPENAI_ERROR, error_body
 from .parameters import IDEMPOTENCY_KEY
 from .refusals import CREATING, JOINING
@@ -32,8 +29,6 @@ from .request import AsgiResponse, json_answer
 from .request_body import parse_json, read_body, release_body
 from .routing import EVENTS, JSON, Returns, Routes
 from .validation import Items, validated
-
-logger = logging.getLogger(__name__)
 
 # The statuses of answers that failed. The others get 500.
 _STATUSES: Final = {"invalid_input": 400, "provider_invalid_request": 400, "provider_rate_limited": 429}
@@ -74,17 +69,7 @@ ROUTES: Final = Routes("OpenAI", form=OPENAI_ERROR)
 async def create_completion(request: Request) -> AsgiResponse:
     """Create a completion, and follow it or wait for it."""
     stream, begun = await _created(request)
-    # With an Idempotency-Key its client can return, by the same request.
-    cancel = None if "idempotency-key" in request.headers else _cancelling(request, stream.id)
-    if begun is not None:
-        return await follow_created(request, stream, CHAT, begun, on_gone=cancel)
-    try:
-        if await wait_for_end(request, stream.id) == "client left" and cancel is not None:
-            await cancel()
-        return await _answer(request, stream.id)
-    except PassingError as error:
-        # Clients retry by status, and would create another one.
-        raise still_running(stream) from error
+    return await follow_or_wait(request, stream, begun, AnswerForm(CHAT, _answer, still_running))
 
 
 async def _created(request: Request) -> tuple[Stream, Encoded[ChatState] | None]:
@@ -102,11 +87,8 @@ async def _created(request: Request) -> tuple[Stream, Encoded[ChatState] | None]
     return stream, CHAT.begin(stream, wanted.model_dump(exclude_unset=True)) if wanted.stream else None
 
 
-async def _answer(request: Request, stream_id: UUID) -> AsgiResponse:
-    content = await actions.read(request, stream_id)
+async def _answer(request: Request, content: Content) -> AsgiResponse:
     stream = content.stream
-    if not stream.ended:
-        raise still_running(stream)
     if stream.status == "completed":
         snapshot = await asyncio.to_thread(Snapshot.of, content.lines, content.last_seq)
         return json_answer(request, completion_of(stream, snapshot))
@@ -114,13 +96,3 @@ async def _answer(request: Request, stream_id: UUID) -> AsgiResponse:
     code, message = stream.error_code or "cancelled", stream.error_message or "The answer was cancelled."
     status = 409 if stream.status == "cancelled" else _STATUSES.get(code, 500)
     return json_answer(request, error_body(status, code, message), status=status, headers={"x-should-retry": "false"})
-
-
-def _cancelling(request: Request, stream_id: UUID) -> Callable[[], Awaitable[None]]:
-    async def cancel() -> None:
-        try:
-            await actions.cancel(request, stream_id)
-        except (RequestError, asyncpg.PostgresError) as error:
-            logger.warning("The client of stream %s has left, but the stream cannot be cancelled: %r", stream_id, error)
-
-    return cancel

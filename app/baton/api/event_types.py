@@ -29,10 +29,12 @@ class TextEvent(TypedDict):
 
 
 class ReasoningEvent(TypedDict):
-    """A chunk of the reasoning."""
+    """A chunk of the reasoning. Its provider may sign the chunks before it, or send some that only it can read."""
 
     type: Literal["reasoning"]
     delta: str
+    signature: NotRequired[str]
+    redacted: NotRequired[str]
 
 
 class ToolCallEvent(TypedDict):
@@ -244,3 +246,22 @@ class UIMessageChunk(TypedDict):
     delta: NotRequired[str]
     errorText: NotRequired[str]
     finishReason: NotRequired[str]
+
+
+class MessageEvent(TypedDict):
+    """An event of Anthropic's Messages API. Each type has more fields."""
+
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+
+    type: Literal[
+        "message_start",
+        "content_block_start",
+        "content_block_delta",
+        "content_block_stop",
+        "message_delta",
+        "message_stop",
+        "ping",
+        "error",
+    ]
+    index: NotRequired[int]
+    delta: NotRequired[dict[str, Any]]

@@ -1,31 +1,27 @@
-"""How a request to either of OpenAI's two APIs becomes a stream, and is followed in the same request."""
+"""How a request to either of OpenAI's two APIs, or to Anthropic's, becomes a stream."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, NoReturn
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.requests import Request
 
 from ..db.stream_creation import IdempotencyKey
 from ..db.streams import Stream
-from ..dialects.protocol import Dialect, Encoded
 from ..dialects.responses import response_id
 from ..errors import (
     AnswerRunning,
     IdempotencyConflict,
-    PassingError,
     StillRunning,
     UnknownGenerator,
     UnknownModel,
 )
-from . import actions, opening
+from . import actions
 from .aisdk_conversations import beside_input
 from .models import CreateStream
-from .opening import Opening
-from .request import AsgiResponse, idempotency_key
+from .request import idempotency_key
 from .responses_conversations import Past, items_of
 from .validation import Name, Text, at_most, storable
 
@@ -46,6 +42,10 @@ class Creation(BaseModel):
     def _can_be_written(cls, content: Any) -> Any:
         return storable(content)
 
+    def given(self) -> dict[str, Any]:
+        """Return the input of the stream: all but the fields about the request itself."""
+        return self.model_dump(exclude_unset=True, exclude=set(self.kept_back))
+
 
 async def create(request: Request, wanted: Creation, body: bytes, past: Past | None = None) -> Stream:
     """Queue a stream for a request; its `model` names the generator. `past` is the conversation that it continues.
@@ -55,7 +55,7 @@ async def create(request: Request, wanted: Creation, body: bytes, past: Past | N
         UnknownModel: no generator has that name.
         CreateRateLimited, IdempotencyConflict, InvalidRequest, TooManyStreams, Unavailable: see `actions.create`.
     """
-    given = wanted.model_dump(exclude_unset=True, exclude=set(wanted.kept_back))
+    given = wanted.given()
     metadata: dict[str, Any] = dict(wanted.metadata or {})
     beside = None if past is None else past.beside
     if past is not None:
@@ -65,7 +65,7 @@ async def create(request: Request, wanted: Creation, body: bytes, past: Past | N
         # These requests hold the whole conversation.
         beside = beside_input(())
     native = CreateStream(generator=wanted.model, input=given, metadata=metadata)
-    # There is no way to ask a client of OpenAI's to discard what it has.
+    # There is no way to ask a client of these APIs to discard what it has.
     new = actions.new_stream(request, native, can_reset=False, continuation=beside)
     own = idempotency_key(request, body)
     key = None if past is None or past.key is None else _keys(own, past.key)
@@ -81,27 +81,6 @@ async def create(request: Request, wanted: Creation, body: bytes, past: Past | N
             operator=f"{error.operator} BATON_MODELS names models.",
         ) from None
     return stream
-
-
-async def follow_created(
-    request: Request,
-    stream: Stream,
-    dialect: Dialect[Any],
-    begun: Encoded[Any],
-    *,
-    on_gone: Callable[[], Awaitable[None]] | None = None,
-) -> AsgiResponse:
-    """Follow the stream that this request created.
-
-    Raises:
-        StillRunning: it cannot be followed just now.
-    """
-
-    def refuse(error: PassingError) -> NoReturn:
-        raise still_running(stream) from error
-
-    begin = Opening(dialect=dialect, begun=begun, on_passing=refuse, on_gone=on_gone)
-    return await opening.follow(request, stream.id, begin)
 
 
 def still_running(stream: Stream) -> StillRunning:

@@ -30,9 +30,10 @@ from ..errors import (
 )
 from ..events import STREAM_ID
 from . import actions, opening
+from .answering import follow_created
 from .event_types import ResponseEvent
 from .following import require_followable, require_staying, wait_for_end
-from .openai_creation import Creation, create, follow_created, still_running
+from .openai_creation import Creation, create, still_running
 from .openai_errors import OPENAI_ERROR
 from .opening import Opening
 from .parameters import IDEMPOTENCY_KEY
@@ -174,7 +175,7 @@ async def create_response(request: Request) -> AsgiResponse:
     """Create a Response; follow it, wait for it, or let it run in the background."""
     stream, begun, background = await _created(request)
     if begun is not None:
-        return await follow_created(request, stream, RESPONSES, begun)
+        return await follow_created(request, stream, Opening(dialect=RESPONSES, begun=begun), still_running)
     try:
         if background:
             return await _answer(request, stream.id)

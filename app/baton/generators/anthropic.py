@@ -65,11 +65,13 @@ class AnthropicGenerator(Provider):
         """Send the request and return its streamed response."""
         if "messages" not in body:
             raise GenerationError("invalid_input", 'The input needs "messages".')
+        betas = body.pop("betas", None)
         return await self._messages.create(
             model=model,
             messages=body.pop("messages"),
             max_tokens=body.pop("max_tokens", self._max_tokens),
             stream=True,
+            extra_headers={"anthropic-beta": ",".join(betas)} if betas else None,
             extra_body=body,
         )
 
@@ -114,6 +116,8 @@ class MessagesAnswer(ProviderAnswer):
             yield block.text
         elif block.type == "thinking" and part(block, "thinking"):
             yield {"type": "reasoning", "delta": block.thinking}
+        elif block.type == "redacted_thinking" and part(block, "data"):
+            yield {"type": "reasoning", "delta": "", "redacted": block.data}
         elif block.type == "tool_use":
             index = part(event, "index")
             self._input_by_block[index] = part(block, "input")
@@ -125,6 +129,8 @@ class MessagesAnswer(ProviderAnswer):
             yield delta.text
         elif delta.type == "thinking_delta" and delta.thinking:
             yield {"type": "reasoning", "delta": delta.thinking}
+        elif delta.type == "signature_delta" and delta.signature:
+            yield {"type": "reasoning", "delta": "", "signature": delta.signature}
         elif delta.type == "input_json_delta":
             yield from self.tool_calls.extend(part(event, "index"), delta.partial_json)
 

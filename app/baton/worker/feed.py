@@ -296,8 +296,8 @@ class Feed:
             return None
         if kind == "continue" and item.get("after") == 0 and not self._yielded:
             return None  # there is nothing to continue, and it starts from nothing
-        if kind in {"text", "reasoning"} and item.get("delta") == "":
-            return None
+        if kind in {"text", "reasoning"} and item.get("delta") == "" and len(item) == 2:
+            return None  # it says nothing; the signature of a provider comes with an empty delta, too
         line = encode_event(item)
         if kind == "usage":
             self.outbox.bill.add(item)

@@ -17,7 +17,9 @@ from tests.support.cluster import Cluster, RunningPod, event
 from tests.support.logbook import DEADLINE_SECONDS, until
 
 from baton.api import ROUTES
+from baton.api.anthropic_errors import ANTHROPIC_ERROR
 from baton.api.openai_errors import OPENAI_ERROR
+from baton.api.openai_models import MODELS_ERROR
 from baton.api.routing import DeclaredRoute
 from baton.events import encode_text
 from baton.principal import SCOPES, AuthScope
@@ -41,6 +43,7 @@ class Row:
     or_scope: AuthScope | None = None
     narrow: bool = False
     openai: bool = False
+    anthropic: bool = False
 
     def of(self, route: DeclaredRoute) -> Row:
         return replace(
@@ -48,7 +51,8 @@ class Row:
             scope=route.scope,
             or_scope=route.or_scope,
             narrow=route.narrow,
-            openai=route.form is OPENAI_ERROR,
+            openai=route.form in (OPENAI_ERROR, MODELS_ERROR),
+            anthropic=route.form is ANTHROPIC_ERROR,
         )
 
     @property
@@ -101,6 +105,11 @@ CALLS: dict[tuple[str, str], Row] = {
     ("GET", "/v1/conversations/{chat:any}"): row("/v1/conversations/42", 200),
     ("GET", "/v1/conversations/{chat:any}/items"): row("/v1/conversations/42/items", 200),
     ("POST", "/v1/chat/completions"): row("/v1/chat/completions", 200, body=MESSAGES),
+    ("POST", "/v1/messages"): row("/v1/messages", 200, body=MESSAGES),
+    ("POST", "/v1/messages/count_tokens"): row(
+        "/v1/messages/count_tokens", 501, body=MESSAGES, code="token_count_not_supported"
+    ),
+    ("POST", "/v1/messages/batches"): row("/v1/messages/batches", 501, body={}, code="message_batches_not_supported"),
     ("GET", "/v1/models"): row("/v1/models", 200),
     ("GET", "/v1/models/{name:any}"): row("/v1/models/replay", 200),
     ("POST", "/v1/ai-sdk/chat"): row("/v1/ai-sdk/chat", 200, body=UI_MESSAGES),
@@ -119,7 +128,7 @@ CALLS: dict[tuple[str, str], Row] = {
     ("GET", "/console/streams"): row("/console/streams", 200),
     **{
         (method, f"/v1/{path}{{rest:any}}"): nothing_there(f"/v1/{path}/no/such")
-        for path in ("responses", "chat/completions")
+        for path in ("responses", "chat/completions", "messages")
         for method in ("GET", "POST", "PUT", "PATCH", "DELETE")
     },
     **{
@@ -127,6 +136,12 @@ CALLS: dict[tuple[str, str], Row] = {
         for method in ("POST", "PUT", "PATCH", "DELETE")
     },
     ("GET", "/v1/models{rest:any}"): nothing_there("/v1/models-x"),
+    **{
+        (method, "/v1/messages/batches{rest:any}"): row(
+            "/v1/messages/batches/no/such", 501, code="message_batches_not_supported"
+        )
+        for method in ("GET", "POST", "PUT", "PATCH", "DELETE")
+    },
 }
 
 DECLARED = {
@@ -208,6 +223,8 @@ def code_of(answer: httpx2.Response, row: Row) -> str | None:
     if answer.status_code < 400 or answer.request.method == "HEAD":
         return None
     content = answer.json()
+    if row.anthropic:
+        return str(content["error"]["details"]["error_code"])
     return str(content["error"]["code"] if row.openai else content["code"])
 
 
@@ -280,6 +297,10 @@ def expected(column: str, row: Row) -> tuple[int, str | None]:
     return (404, "stream_not_found") if column in OTHERS and row.of_stream else right
 
 
+# Routes that only say what is missing here.
+NOT_HERE = {"not_found", "token_count_not_supported", "message_batches_not_supported"}
+
+
 def allows(token: str, row: Row) -> bool:
     """Whether what a token is for includes a route, if the stream is its own."""
     if token == "token of the answer" and not row.narrow:
@@ -289,7 +310,7 @@ def allows(token: str, row: Row) -> bool:
     for kind, scope in (("token for writing", "produce"), ("token for inputs", "input")):
         if (token == kind) != (row.scope == scope) and not (token == kind and row.or_scope == scope):
             return False
-    return row.takes_tokens or row.code == "not_found"
+    return row.takes_tokens or row.code in NOT_HERE
 
 
 def lacking(row: Row) -> str:

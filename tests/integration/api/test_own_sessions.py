@@ -82,6 +82,7 @@ CREATES: list[tuple[str, dict[str, Any]]] = [
     ("/v1/streams", {"input": "?"}),
     ("/v1/responses", {"input": "?", "background": True}),
     ("/v1/chat/completions", {"model": "replay", "messages": [{"role": "user", "content": "?"}]}),
+    ("/v1/messages", {"model": "replay", "messages": [{"role": "user", "content": "?"}]}),
     ("/v1/ai-sdk/chat", {"messages": [{"role": "user", "parts": [{"type": "text", "text": "?"}]}]}),
 ]
 

@@ -15,11 +15,12 @@ from starlette.routing import Route
 from tests.support.wire import ANSWERS, STREAM_ID, batches, data, encoded, sent, stream
 
 from baton import api
-from baton.api.event_types import CompletionChunk, CompletionFailure, Event, ResponseEvent, UIMessageChunk
+from baton.api.event_types import CompletionChunk, CompletionFailure, Event, MessageEvent, ResponseEvent, UIMessageChunk
 from baton.api.openapi_document import ALTERNATIVES, document
-from baton.api.routing import EVENTS, DeclaredRoute
+from baton.api.routing import EVENTS, JSON, DeclaredRoute
 from baton.codes import ENDS, REFUSALS
 from baton.dialects import aisdk
+from baton.dialects.anthropic import MESSAGES
 from baton.dialects.chat import CHAT
 from baton.dialects.responses import RESPONSES
 from baton.events import TYPES
@@ -28,6 +29,7 @@ EVENT: TypeAdapter[Any] = TypeAdapter(Event)
 DIALECTS: list[tuple[Any, Any, Any]] = [
     (CHAT, CHAT.begin(stream(), {"stream_options": {"include_usage": True}}), CompletionChunk | CompletionFailure),
     (RESPONSES, RESPONSES.begin(stream(), {}), ResponseEvent),
+    (MESSAGES, MESSAGES.begin(stream(), "whole"), MessageEvent),
     (aisdk.AI_SDK, aisdk.begin(STREAM_ID), UIMessageChunk),
 ]
 
@@ -191,6 +193,9 @@ def test_responses_of_another_form_are_in_the_alternatives(described: dict[str, 
         (("POST", "/v1/responses"), '"stream": true', EVENTS),
         (("GET", "/v1/responses/{id}"), "stream=true", EVENTS),
         (("POST", "/v1/chat/completions"), '"stream": true', EVENTS),
+        (("POST", "/v1/messages"), '"stream": true', EVENTS),
+        (("GET", "/v1/models"), "anthropic-version: …", JSON),
+        (("GET", "/v1/models/{name}"), "anthropic-version: …", JSON),
         (("GET", "/v1/stream/{path}"), "live=sse", EVENTS),
         (("GET", "/v1/stream/{path}"), "a stream of text or bytes", "*/*"),
     }
@@ -200,7 +205,7 @@ def test_each_stream_of_events_has_the_type_of_its_data(described: dict[str, Any
     # The data of the Durable Streams protocol is as various as the content of streams.
     paths = {path: item for path, item in described["paths"].items() if path != "/v1/stream/{path}"}
     streams = [schema[EVENTS]["schema"] for schema in schemas_within(paths) if EVENTS in schema]
-    assert len(streams) == 7
+    assert len(streams) == 8
     for schema in streams:
         assert all("$ref" in kind for kind in schema.get("anyOf", [schema])), schema
     follow = described["paths"]["/v1/streams/{id}/events"]["get"]["responses"]["200"]

@@ -66,8 +66,8 @@ def _conversation(body: Json) -> None:
         for message in native if _is_native(element) else [item for one in native for item in _converted(one)]:
             if message["role"] == "system" and not found:
                 texts.append(plain(message["content"], "instructions"))
-            else:
-                _append(found, message)
+            elif (kept := _signed(message))["content"] != []:
+                _append(found, kept)
     body["messages"] = found
     if any(texts):
         own = body.get("system")
@@ -86,6 +86,15 @@ def _append(found: list[Json], message: Json) -> None:
             found[-1] = {**last, "content": [*last["content"], *content]}
             return
     found.append(message)
+
+
+def _signed(message: Json) -> Json:
+    """Leave out thinking without a signature: another model's, which the API refuses."""
+    content = message.get("content")
+    if not isinstance(content, list) or "thinking" not in kinds(content):
+        return message
+    kept = [block for block in content if block.get("type") != "thinking" or block.get("signature")]
+    return {**message, "content": kept}
 
 
 def _is_native(element: Json) -> bool:

@@ -30,7 +30,7 @@ def for_chat(given: Any) -> Json:
         body["messages"] = [*leading(body), *chat_messages(body["messages"])]
         for message in body["messages"]:
             _check(message)
-    take(body, "system", "instructions", "include", "cache_control")
+    take(body, "system", "instructions", "include", "cache_control", "betas")
     put(body, "max_completion_tokens", take(body, "max_output_tokens"))
     put(body, "stop", take(body, "stop_sequences", "stop"))
     _answer(body)

@@ -43,7 +43,7 @@ def for_responses(given: Any) -> Json:
     options = inner(body, "stream_options")
     body.pop("stream_options", None)
     put(body, "stream_options", {name: options[name] for name in ("include_obfuscation",) if name in options})
-    take(body, "cache_control")
+    take(body, "cache_control", "betas")
     refuse(body, audio=None, frequency_penalty=0, presence_penalty=0, logit_bias={}, logprobs=False, seed=None)
     refuse(body, function_call=None, functions=[], modalities=["text"], prediction=None, web_search_options=None)
     refuse(body, stop=[], stop_sequences=[])

@@ -26,6 +26,7 @@ _UNANSWERED = {
 
 # The types of parts with the model's reasoning.
 _THOUGHTS = frozenset({"thinking", "redacted_thinking", "reasoning", "reasoning_text"})
+_HINTS = frozenset({"cache_control", "citations"})
 _OF_ITEMS = frozenset({"type", "id", "status", "phase", "content"})
 
 
@@ -105,7 +106,7 @@ def kinds(content: list[Any]) -> set[Any]:
 def _chat(element: Json, allowed: Set[str]) -> Iterator[Json]:
     kind = element.get("type")
     if is_chat(element):
-        yield element
+        yield _without_hints(element)
     elif isinstance(element.get("parts"), list):
         yield from _ui_message(element, allowed)
     elif kind == "function_call":
@@ -120,6 +121,15 @@ def _chat(element: Json, allowed: Set[str]) -> Iterator[Json]:
         yield from _message(element)
     elif kind != "reasoning":
         raise refusal(f"an item of the type {kind!r:.80}")
+
+
+def _without_hints(element: Json) -> Json:
+    """Leave out the fields that texts have only in Anthropic's form: they change no answer, and servers refuse them."""
+    content = element.get("content")
+    if not isinstance(content, list) or not any(_HINTS & part.keys() for part in content):
+        return element
+    kept = [{name: value for name, value in part.items() if name not in _HINTS} for part in content]
+    return {**element, "content": kept}
 
 
 def _message(element: Json) -> Iterator[Json]:
