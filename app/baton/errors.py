@@ -21,6 +21,8 @@
     │   ├── ProducerFenced         403
     │   ├── ForksNotSupported      501
     │   ├── SubscriptionsNotSupported 501
+    │   ├── LangGraphNotSupported  501
+    │   ├── NothingToResume        409
     │   ├── OffsetGone             410
     │   ├── MessagesMissing        410
     │   ├── RawContent             409
@@ -277,6 +279,22 @@ class SubscriptionsNotSupported(RequestError):
     status = 501
     code = "subscriptions_not_supported"
     title = "Subscriptions are not supported"
+
+
+class LangGraphNotSupported(RequestError):
+    """The request is for a part of LangGraph's API, or asks for something in it, that Baton does not support."""
+
+    status = 501
+    code = "langgraph_not_supported"
+    title = "This part of LangGraph's API is not supported"
+
+
+class NothingToResume(RequestError):
+    """A command is to resume a thread that waits for no answer."""
+
+    status = 409
+    code = "nothing_to_resume"
+    title = "The thread waits for no answer"
 
 
 class OffsetGone(RequestError):

@@ -244,3 +244,18 @@ class UIMessageChunk(TypedDict):
     delta: NotRequired[str]
     errorText: NotRequired[str]
     finishReason: NotRequired[str]
+
+
+class LangGraphEvent(TypedDict):
+    """The data of a frame of LangGraph's server, of the events `metadata`, `values`, `updates`, `custom` and `error`.
+
+    That of `messages` is a list of a message, or a chunk of one, and an object about it. That of `end` is null.
+    """
+
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+
+    run_id: NotRequired[str]
+    attempt: NotRequired[int]
+    messages: NotRequired[list[dict[str, Any]]]
+    error: NotRequired[str]
+    message: NotRequired[str]

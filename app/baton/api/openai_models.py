@@ -46,8 +46,8 @@ async def list_models(request: Request) -> AsgiResponse:
     """List the models: the generators of this pod and of the workers."""
     principal_of(request).require_tenant()
     async with translated(pod_of(request).pool):
-        names = await _models(pod_of(request))
-    content: ModelList = {"object": "list", "data": [_model(name) for name in sorted(names)]}
+        found = await names(pod_of(request))
+    content: ModelList = {"object": "list", "data": [_model(name) for name in sorted(found)]}
     return json_answer(request, content)
 
 
@@ -63,7 +63,7 @@ async def get_model(request: Request) -> AsgiResponse:
     principal_of(request).require_tenant()
     name = request.path_params["name"]
     async with translated(pod_of(request).pool):
-        if name not in await _models(pod_of(request)):
+        if name not in await names(pod_of(request)):
             raise UnknownModel(f"There is no model called {name!r:.80}.")
     return json_answer(request, _model(name))
 
@@ -76,7 +76,8 @@ async def not_here(request: Request) -> AsgiResponse:
     raise NotHere(f"No route for {request.method:.20} {problems.path_of(request):.200}.")
 
 
-async def _models(pod: Pod) -> frozenset[str]:
+async def names(pod: Pod) -> frozenset[str]:
+    """Return the names of all models: the generators of this pod and of the workers, and other names of them."""
     return configured_names(pod.settings) | await worker_rows.offered_generators(pod.pool)
 
 
