@@ -75,6 +75,7 @@ class ServerInfo(TypedDict):
 @ROUTES.route("GET", PREFIX + "/info", "read", {200: Returns("The release.", {JSON: ServerInfo})}, refusals=GUARDED)
 async def describe_server(request: Request) -> AsgiResponse:
     """Return the release of Baton. Pages of LangGraph ask for it to see whether a server is there."""
+    principal_of(request).require_tenant()
     content: ServerInfo = {"version": __version__, "flags": {"assistants": True, "crons": False}}
     return json_answer(request, content)
 
@@ -127,6 +128,7 @@ async def get_assistant(request: Request) -> AsgiResponse:
 async def create_thread(request: Request) -> AsgiResponse:
     """Return a thread. It begins with its first run: nothing is stored now, and no metadata is kept."""
     wanted = validated(CreateThread, await _json(request))
+    principal_of(request).require_tenant()
     for name in ("ttl", "supersteps"):
         if getattr(wanted, name) is not None:
             raise LangGraphNotSupported(f"{name}: a thread is what its runs have said. Leave it out.")

@@ -125,7 +125,7 @@ async def _past(request: Request, thread_id: str, wanted: CreateRun, body: bytes
         if newest is not None and not newest.ended:
             interrupts = wanted.multitask_strategy == "interrupt"
             beside = await streams.read_continuation(pod_of(request).pool, newest.id)
-            if beside.get("digest") == digest and not interrupts:
+            if beside.get("digest") == digest and not interrupts and newest.status != "waiting":
                 return newest
             if interrupts:
                 principal_of(request).require("cancel")

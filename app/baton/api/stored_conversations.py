@@ -137,13 +137,16 @@ async def read_one(request: Request, stream: Stream, *, results: frozenset[str] 
 
 
 async def before_answer(request: Request, stream: Stream) -> Sequence[Message]:
-    """Return all that was said before the answer of a stream. Raises what `read` raises."""
+    """Return all that was said before the answer of a stream; to the holder of its token, what its input holds.
+
+    Raises what `read` raises.
+    """
     async with translated(pod_of(request).pool):
         asked = await read_input(request, stream.id)
         beside = await streams.read_continuation(pod_of(request).pool, stream.id)
     question, whole, _ = await asyncio.to_thread(_question, stream, asked, beside)
     chat = stream.metadata.get("chat")
-    if whole or chat is None:
+    if whole or chat is None or principal_of(request).stream_id is not None:
         return question
     return [*(await read(request, str(chat), before=stream.id)).messages, *question]
 
