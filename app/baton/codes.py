@@ -177,6 +177,15 @@ ADVICE: Final[dict[str, Advice]] = {
         "Send each message by itself. Streams wait in the queue until a worker is free.",
         _NOTHING,
     ),
+    "langgraph_not_supported": Advice(
+        "Use what the message names, or leave out what it names. The page about clients lists what is supported.",
+        _NOTHING,
+    ),
+    "nothing_to_resume": Advice(
+        "Read the thread's state: its `tasks` have the questions that wait for an answer. Send a message to continue "
+        "the thread without one.",
+        _NOTHING,
+    ),
     "older_code_running": Advice(
         "Try again after the seconds in `Retry-After`.",
         "The pod's log names the processes. Update all pods and workers to this release.",

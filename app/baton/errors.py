@@ -23,6 +23,8 @@
     │   ├── SubscriptionsNotSupported 501
     │   ├── TokenCountNotSupported 501
     │   ├── MessageBatchesNotSupported 501
+    │   ├── LangGraphNotSupported  501
+    │   ├── NothingToResume        409
     │   ├── OffsetGone             410
     │   ├── MessagesMissing        410
     │   ├── RawContent             409
@@ -295,6 +297,22 @@ class MessageBatchesNotSupported(RequestError):
     status = 501
     code = "message_batches_not_supported"
     title = "There are no batches of messages"
+
+
+class LangGraphNotSupported(RequestError):
+    """The request is for a part of LangGraph's API, or asks for something in it, that Baton does not support."""
+
+    status = 501
+    code = "langgraph_not_supported"
+    title = "This part of LangGraph's API is not supported"
+
+
+class NothingToResume(RequestError):
+    """A command is to resume a thread that waits for no answer."""
+
+    status = 409
+    code = "nothing_to_resume"
+    title = "The thread waits for no answer"
 
 
 class OffsetGone(RequestError):

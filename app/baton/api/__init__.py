@@ -28,6 +28,8 @@ from . import (
     durable_creation,
     durable_reading,
     durable_writing,
+    langgraph,
+    langgraph_runs,
     native,
     native_end,
     native_events,
@@ -50,6 +52,8 @@ ROUTES: list[BaseRoute] = [
     *openai_conversations.ROUTES,  # before `conversations`, whose path matches `…/items` too
     *conversations.ROUTES,
     *aisdk.ROUTES,
+    *langgraph_runs.ROUTES,
+    *langgraph.ROUTES,  # after `langgraph_runs`: its last route takes all other paths below the prefix
     *durable_reading.ROUTES,
     *durable_creation.ROUTES,
     *durable_writing.ROUTES,

@@ -17,6 +17,7 @@ from ..outcome import TimingsContent
 from ..snapshot import ToolCall, Waiting
 from ..usage import AttemptUsage
 from .stream_content import StreamError
+from .validation import JsonValue
 
 _OPEN: Final = ConfigDict(extra="allow")
 
@@ -265,3 +266,20 @@ class MessageEvent(TypedDict):
     ]
     index: NotRequired[int]
     delta: NotRequired[dict[str, Any]]
+
+
+class LangGraphData(TypedDict):
+    """The data of the events `metadata`, `values`, `updates`, `custom` and `error` of LangGraph's server."""
+
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+
+    run_id: NotRequired[str]
+    attempt: NotRequired[int]
+    messages: NotRequired[list[dict[str, Any]]]
+    error: NotRequired[str]
+    message: NotRequired[str]
+
+
+# The data of `messages` is a message, or a chunk of one, and an object about it. That of `end` is null. What a node of
+# a graph has written may be any JSON.
+LangGraphEvent = TypeAliasType("LangGraphEvent", LangGraphData | list[dict[str, Any]] | JsonValue | None)

@@ -86,7 +86,14 @@ async def refusal(request: Request, stream: Stream, added: Added) -> RequestErro
 
 
 def _encoded(request: Request, data: Any) -> bytes:
-    pod, content = pod_of(request), encode_object(data)
+    content = encode_object(data)
+    require_size(request, content)
+    return content
+
+
+def require_size(request: Request, content: bytes) -> None:
+    """Raise MessageTooLarge if an input, as JSON, is larger than an event may be."""
+    pod = pod_of(request)
     max_bytes = pod.settings.max_event_bytes
     if len(content) > max_bytes:
         pod.metrics.rejected["message_bytes"] += 1
@@ -94,4 +101,3 @@ def _encoded(request: Request, data: Any) -> bytes:
             f"An input may have {readable_bytes(max_bytes)}, and this one has {len(content)} bytes. Send it in parts.",
             operator=f"an input may have {max_bytes} bytes as JSON (BATON_MAX_EVENT_BYTES)",
         )
-    return content

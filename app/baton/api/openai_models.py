@@ -69,11 +69,11 @@ async def list_models(request: Request) -> AsgiResponse:
     """List the models: the generators of this pod and of the workers."""
     principal_of(request).require_tenant()
     async with translated(pod_of(request).pool):
-        names = sorted(await _models(pod_of(request)))
+        found = sorted(await names(pod_of(request)))
     if wants_anthropic(request):
-        page = anthropic_models.page_of(request, names)
+        page = anthropic_models.page_of(request, found)
         return json_answer(request, page, headers=anthropic_errors.request_id_header())
-    content: ModelList = {"object": "list", "data": [_model(name) for name in names]}
+    content: ModelList = {"object": "list", "data": [_model(name) for name in found]}
     return json_answer(request, content)
 
 
@@ -90,7 +90,7 @@ async def get_model(request: Request) -> AsgiResponse:
     principal_of(request).require_tenant()
     name = request.path_params["name"]
     async with translated(pod_of(request).pool):
-        if name not in await _models(pod_of(request)):
+        if name not in await names(pod_of(request)):
             raise UnknownModel(f"There is no model called {name!r:.80}.")
     if wants_anthropic(request):
         return json_answer(request, anthropic_models.model(name), headers=anthropic_errors.request_id_header())
@@ -105,7 +105,8 @@ async def not_here(request: Request) -> AsgiResponse:
     raise NotHere(f"No route for {request.method:.20} {problems.path_of(request):.200}.")
 
 
-async def _models(pod: Pod) -> frozenset[str]:
+async def names(pod: Pod) -> frozenset[str]:
+    """Return the names of all models: the generators of this pod and of the workers, and other names of them."""
     return configured_names(pod.settings) | await worker_rows.offered_generators(pod.pool)
 
 

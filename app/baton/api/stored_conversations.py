@@ -136,6 +136,21 @@ async def read_one(request: Request, stream: Stream, *, results: frozenset[str] 
         return await _read(request, [stream], None, results)
 
 
+async def before_answer(request: Request, stream: Stream) -> Sequence[Message]:
+    """Return all that was said before the answer of a stream; to the holder of its token, what its input holds.
+
+    Raises what `read` raises.
+    """
+    async with translated(pod_of(request).pool):
+        asked = await read_input(request, stream.id)
+        beside = await streams.read_continuation(pod_of(request).pool, stream.id)
+    question, whole, _ = await asyncio.to_thread(_question, stream, asked, beside)
+    chat = stream.metadata.get("chat")
+    if whole or chat is None or principal_of(request).stream_id is not None:
+        return question
+    return [*(await read(request, str(chat), before=stream.id)).messages, *question]
+
+
 async def with_logs(request: Request, chat: str, found: StoredConversation) -> StoredConversation:
     """Return a conversation with the logs of earlier answers read too, so that a page gets all of their parts.
 
@@ -223,12 +238,7 @@ async def _turn(request: Request, stream: Stream, pending: frozenset[str] | None
 def _of_stream(
     stream: Stream, asked: Any, beside: Mapping[str, Any], batches: Sequence[Batch], pending: frozenset[str] | None
 ) -> _Turn:
-    try:
-        said, readable = forms.messages(conversation_of(asked)), True
-    except GenerationError:
-        said, readable = [], False
-    whole = "places" in beside or any(one["role"] == "assistant" for one in said)
-    question = list(_split(said, beside.get("places", ()), f"{id_on_page(stream.id)}_in"))
+    question, whole, readable = _question(stream, asked, beside)
     earlier = _earlier(beside)
     continued = question.pop() if earlier is not None and question else None
     size_bytes = len(orjson.dumps(asked)) + sum(len(batch.events) for batch in batches)
@@ -240,6 +250,16 @@ def _of_stream(
     content = forms.messages([shown], allowed=_open_calls(shown) if pending is None else pending)
     answer = Message(shown["id"], content, shown["id"], shown)
     return _Turn(stream, question, answer, whole, readable, size_bytes)
+
+
+def _question(stream: Stream, asked: Any, beside: Mapping[str, Any]) -> tuple[list[Message], bool, bool]:
+    """Return what a stream was asked, whether that is the whole conversation so far, and whether it can be read."""
+    try:
+        said, readable = forms.messages(conversation_of(asked)), True
+    except GenerationError:
+        said, readable = [], False
+    whole = "places" in beside or any(one["role"] == "assistant" for one in said)
+    return list(_split(said, beside.get("places", ()), f"{id_on_page(stream.id)}_in")), whole, readable
 
 
 def _split(said: Sequence[Json], places: Sequence[Sequence[Any]], prefix: str) -> Iterator[Message]:

@@ -66,7 +66,8 @@ class Chain:
 class Dialect(Protocol[State]):
     """A wire format. Each dialect's module has one instance, or several that differ by a parameter."""
 
-    name: str  # the key of its encodings: every parameter that changes them is in it
+    # The key of its encodings: every parameter that changes them is in it. Metrics have it up to a colon, if any.
+    name: str
     headers: ClassVar[Sequence[Header]]
     comment: ClassVar[bytes]  # a keep-alive; empty if the format has none
     # Whether its clients reconnect after a clean end. Other clients mistake that for the end of the stream.

@@ -26,12 +26,13 @@ class DeliveryCounts:
     )
 
     def __init__(self, metrics: PodMetrics, dialect: str, from_cursor: int) -> None:
-        self.dialect = dialect
+        # What follows the colon tells encodings apart, and would make a series of metrics for each.
+        self.dialect = dialect.partition(":")[0]
         self.from_cursor = from_cursor
         self.size_bytes = 0
         self.last_sent_at = _now()
         self._metrics = metrics
-        self._of_dialect = metrics.of_dialect(dialect)
+        self._of_dialect = metrics.of_dialect(self.dialect)
         self._began_at = self.last_sent_at
         self._last_seq = from_cursor
         self._committed_at: float | None = None  # when the newest live event that is about to be sent was committed

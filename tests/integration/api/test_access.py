@@ -76,6 +76,8 @@ def nothing_there(path: str) -> Row:
 ROOT = Path(__file__).parents[3]
 MESSAGES = {"model": "replay", "messages": [{"role": "user", "content": "?"}]}
 UI_MESSAGES = {"messages": [{"role": "user", "parts": [{"type": "text", "text": "?"}]}]}
+RUN = {"assistant_id": "replay", "input": {"messages": [{"role": "user", "content": "?"}]}}
+GRAPH = "/v1/langgraph"
 
 CALLS: dict[tuple[str, str], Row] = {
     ("POST", "/v1/streams"): row("/v1/streams", 201, body={"input": "?"}),
@@ -115,6 +117,32 @@ CALLS: dict[tuple[str, str], Row] = {
     ("POST", "/v1/ai-sdk/chat"): row("/v1/ai-sdk/chat", 200, body=UI_MESSAGES),
     ("GET", "/v1/ai-sdk/chat/{chat:any}/stream"): row("/v1/ai-sdk/chat/run_{hex}/stream", 200, of_stream=True),
     ("POST", "/v1/ai-sdk/chat/{chat:any}/stop"): row("/v1/ai-sdk/chat/run_{hex}/stop", 204, of_stream=True),
+    ("GET", f"{GRAPH}/info"): row(f"{GRAPH}/info", 200),
+    ("POST", f"{GRAPH}/assistants/search"): row(f"{GRAPH}/assistants/search", 200, body={}),
+    ("GET", f"{GRAPH}/assistants/{{assistant}}"): row(f"{GRAPH}/assistants/replay", 200),
+    ("POST", f"{GRAPH}/threads"): row(f"{GRAPH}/threads", 200, body={}),
+    ("GET", f"{GRAPH}/threads/{{thread}}"): row(f"{GRAPH}/threads/t", 200),
+    ("GET", f"{GRAPH}/threads/{{thread}}/state"): row(f"{GRAPH}/threads/t/state", 200),
+    ("POST", f"{GRAPH}/threads/{{thread}}/history"): row(f"{GRAPH}/threads/t/history", 200, body={}),
+    **{
+        ("POST", f"{GRAPH}/threads/{{thread}}/runs{how}"): row(f"{GRAPH}/threads/t{how[1:]}/runs{how}", 200, body=RUN)
+        for how in ("", "/stream", "/wait")
+    },
+    **{("POST", f"{GRAPH}/runs{how}"): row(f"{GRAPH}/runs{how}", 200, body=RUN) for how in ("", "/stream", "/wait")},
+    ("GET", f"{GRAPH}/threads/{{thread}}/runs"): row(f"{GRAPH}/threads/t/runs", 200),
+    **{
+        ("GET", f"{GRAPH}/threads/{{thread}}/runs/{{run}}{what}"): row(
+            f"{GRAPH}/threads/42/runs/{{id}}{what}", 200, of_stream=True
+        )
+        for what in ("", "/stream", "/join")
+    },
+    ("POST", f"{GRAPH}/threads/{{thread}}/runs/{{run}}/cancel"): row(
+        f"{GRAPH}/threads/42/runs/{{id}}/cancel", 202, of_stream=True
+    ),
+    **{
+        (method, f"{GRAPH}{{rest:any}}"): nothing_there(f"{GRAPH}/no/such")
+        for method in ("GET", "POST", "PUT", "PATCH", "DELETE")
+    },
     ("HEAD", "/v1/stream/{path:any}"): row("/v1/stream/{id}", 200, of_stream=True),
     ("GET", "/v1/stream/{path:any}"): row("/v1/stream/{id}", 200, of_stream=True),
     ("GET", "/healthz"): row("/healthz", 200),
@@ -192,7 +220,7 @@ class Scene:
         return await self.cluster.client.request(method, self.pod.url + path, headers=headers, **body)
 
     async def ended_stream(self, tenant: str = TENANT) -> UUID:
-        author = await self.cluster.author(tenant=tenant, generator="nobody")
+        author = await self.cluster.author(tenant=tenant, generator="nobody", chat="42")
         await author.write(event(type="reasoning", delta="hidden"), encode_text("shown"), notify=False, end=True)
         return author.id
 

@@ -15,22 +15,33 @@ from starlette.routing import Route
 from tests.support.wire import ANSWERS, STREAM_ID, batches, data, encoded, sent, stream
 
 from baton import api
-from baton.api.event_types import CompletionChunk, CompletionFailure, Event, MessageEvent, ResponseEvent, UIMessageChunk
+from baton.api.event_types import (
+    CompletionChunk,
+    CompletionFailure,
+    Event,
+    LangGraphEvent,
+    MessageEvent,
+    ResponseEvent,
+    UIMessageChunk,
+)
 from baton.api.openapi_document import ALTERNATIVES, document
 from baton.api.routing import EVENTS, JSON, DeclaredRoute
 from baton.codes import ENDS, REFUSALS
 from baton.dialects import aisdk
 from baton.dialects.anthropic import MESSAGES
 from baton.dialects.chat import CHAT
+from baton.dialects.langgraph import MODES, LangGraph, Run
 from baton.dialects.responses import RESPONSES
 from baton.events import TYPES
 
+LANGGRAPH = LangGraph(Run(STREAM_ID, "t", "g"), MODES)
 EVENT: TypeAdapter[Any] = TypeAdapter(Event)
 DIALECTS: list[tuple[Any, Any, Any]] = [
     (CHAT, CHAT.begin(stream(), {"stream_options": {"include_usage": True}}), CompletionChunk | CompletionFailure),
     (RESPONSES, RESPONSES.begin(stream(), {}), ResponseEvent),
     (MESSAGES, MESSAGES.begin(stream(), "whole"), MessageEvent),
     (aisdk.AI_SDK, aisdk.begin(STREAM_ID), UIMessageChunk),
+    (LANGGRAPH, LANGGRAPH.begin([]), LangGraphEvent),
 ]
 
 
@@ -205,7 +216,7 @@ def test_each_stream_of_events_has_the_type_of_its_data(described: dict[str, Any
     # The data of the Durable Streams protocol is as various as the content of streams.
     paths = {path: item for path, item in described["paths"].items() if path != "/v1/stream/{path}"}
     streams = [schema[EVENTS]["schema"] for schema in schemas_within(paths) if EVENTS in schema]
-    assert len(streams) == 8
+    assert len(streams) == 11
     for schema in streams:
         assert all("$ref" in kind for kind in schema.get("anyOf", [schema])), schema
     follow = described["paths"]["/v1/streams/{id}/events"]["get"]["responses"]["200"]
@@ -234,6 +245,9 @@ def test_an_optional_body_is_not_required(described: dict[str, Any]) -> None:
         ("PUT", "/v1/stream/{path}"),
         ("POST", "/v1/stream/{path}"),
         ("POST", "/v1/conversations"),
+        ("POST", "/v1/langgraph/assistants/search"),
+        ("POST", "/v1/langgraph/threads"),
+        ("POST", "/v1/langgraph/threads/{thread}/history"),
     }
     assert {key for key, needed in required.items() if not needed} == optional
 

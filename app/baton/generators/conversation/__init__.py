@@ -1,4 +1,4 @@
-"""Conversations in any form that clients use: Chat Completions, Responses, Anthropic's Messages, AI SDK.
+"""Conversations in any form that clients use: Chat Completions, Responses, Anthropic's Messages, AI SDK, LangChain.
 
 `messages` is for custom generators. `for_aisdk` makes a page's messages of chat messages. The other `for_…` functions
 make the body of a request to a provider's API. Each message, part, tool and field is recognized by its own shape.

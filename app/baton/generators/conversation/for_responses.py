@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from .langchain import is_langchain, plain_message
 from .messages import chat_messages, is_own_run, kinds, shape
 from .shapes import (
     Json,
@@ -90,6 +91,8 @@ def _items(element: Json) -> Iterator[Json]:
 
 
 def _is_item(element: Json) -> bool:
+    if is_langchain(plain_message(element)):
+        return False
     if isinstance(element.get("type"), str) and element["type"] != "message":
         return not is_own_run(element)
     content = element.get("content")

@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from .langchain import from_langchain, is_langchain, plain_message
 from .shapes import Json, broken, inner, json_text, malformed_refused, objects, plain, refusal
 
 # The name of the MCP server that appears to run the generators' tools, in the form of Responses.
@@ -76,7 +77,7 @@ def chat_messages(elements: list[Json], allowed: Set[str] = frozenset()) -> list
     """Return messages and items of any form as chat messages. Parallel calls become one message."""
     found: list[Json] = []
     for element in elements:
-        for message in _chat(element, allowed):
+        for message in _chat(plain_message(element), allowed):
             if element.get("type") == "function_call" and found and found[-1].get("role") == "assistant":
                 calls = [*(found[-1].get("tool_calls") or []), *message["tool_calls"]]
                 found[-1] = {**found[-1], "tool_calls": calls}
@@ -88,7 +89,7 @@ def chat_messages(elements: list[Json], allowed: Set[str] = frozenset()) -> list
 def is_chat(element: Json) -> bool:
     """Whether a message needs no conversion."""
     content = element.get("content")
-    if "type" in element or isinstance(element.get("parts"), list):
+    if "type" in element or isinstance(element.get("parts"), list) or is_langchain(element):
         return False
     return not isinstance(content, list) or kinds(content) <= CHAT_PARTS
 
@@ -109,6 +110,8 @@ def _chat(element: Json, allowed: Set[str]) -> Iterator[Json]:
         yield _without_hints(element)
     elif isinstance(element.get("parts"), list):
         yield from _ui_message(element, allowed)
+    elif is_langchain(element):
+        yield from_langchain(element)
     elif kind == "function_call":
         call = _call(element.get("call_id"), element.get("name"), element.get("arguments"))
         yield {"role": "assistant", "content": None, "tool_calls": [call]}

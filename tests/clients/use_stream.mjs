@@ -1,0 +1,23 @@
+// A page with `useStream` that is reloaded in the middle of an answer: `node use_stream.mjs <url> <thread>`.
+import { mount, say } from "./react.mjs";
+
+const { useStream } = await import("@langchain/langgraph-sdk/react");
+
+const [url, threadId] = process.argv.slice(2);
+const options = { apiUrl: `${url}/v1/langgraph`, assistantId: "tap", threadId, reconnectOnMount: true };
+const page = () => mount(() => useStream({ ...options, messagesKey: "messages" }));
+const textOf = (shown) => shown.messages.at(-1)?.content ?? "";
+
+const before = page();
+await before.until((shown) => !shown.isThreadLoading);
+before.current.submit({ messages: [{ type: "human", content: "go" }] });
+await before.until((shown) => shown.messages.length === 2 && textOf(shown).includes("word99 "));
+say("seen");
+before.unmount();
+
+const after = page();
+await after.until((shown) => textOf(shown).includes("word199 "));
+say("rejoined");
+const shown = await after.until((shown) => !shown.isLoading && textOf(shown).includes("word599 "));
+say("end", { types: shown.messages.map((message) => message.type), text: textOf(shown), error: shown.error ?? null });
+process.exit(0);
