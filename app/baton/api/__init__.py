@@ -19,6 +19,7 @@ from starlette.routing import BaseRoute
 
 from . import (
     aisdk,
+    browser_builds,
     chat,
     console,
     conversations,
@@ -54,6 +55,7 @@ ROUTES: list[BaseRoute] = [
     *operations.ROUTES,
     *documents.ROUTES,
     *console.ROUTES,
+    *browser_builds.ROUTES,
 ]
 
 # Only the pods of `baton demo` have these as well.
