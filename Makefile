@@ -88,6 +88,9 @@ js: install ## Build what is committed of the npm package: its types, and one fi
 npm: install ## The same, and the package that a release publishes, into npm/
 	@$(RUN)python -m tools.js_client --pack
 
+js-release: install ## The same, for a release: the browser build cannot change from then on
+	@$(RUN)python -m tools.js_client --release
+
 hooks: install ## Check each commit: format, lint, imports and the lock file
 	@$(UV) sync --quiet --locked --inexact --group hooks --python $(RUN)python
 	@$(RUN)pre-commit install
@@ -107,4 +110,4 @@ format: install ## Format the code
 clean: ## Remove what the targets above made
 	@rm -rf $(VENV) $(LOWEST) .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist npm build site .coverage* coverage.xml
 
-.PHONY: help install demo chaos lint test test-unit test-clients test-lowest test-all bench bench-quick bench-install docs coverage wheel js npm hooks lint-github format clean
+.PHONY: help install demo chaos lint test test-unit test-clients test-lowest test-all bench bench-quick bench-install docs coverage wheel js npm js-release hooks lint-github format clean

@@ -1,34 +1,47 @@
 """Builds the npm package in clients/js, and what is committed of it: `python -m tools.js_client`.
 
 It writes `clients/js/src/openapi.ts`, the types of the OpenAPI document's native routes, and the browser build, one
-module that pods serve and the wheel holds. `--pack` also builds `npm/baton-stream-<version>.tgz`, which a release
-publishes.
+module that pods serve and the wheel holds, and states its hash in `docs/clients.md`. `--pack` also builds
+`npm/baton-stream-<version>.tgz`, which a release publishes.
+
+`--release` notes that the build is released: from then on it cannot change, and stays until the release after the next.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from bench.packages import node, npm, npm_command
 
-from baton import api
+from baton import __version__, api
+from baton.api.browser_builds import FOLDER, NEWEST
 from baton.api.openapi_document import document
 
 PROJECT: Final = Path(__file__).parent.parent
 PACKAGE: Final = PROJECT / "clients" / "js"
 TYPES: Final = Path("src") / "openapi.ts"
 BROWSER: Final = Path("baton-stream.js")
-PAGES: Final = PROJECT / "app/baton/api/pages"
+BUILDS: Final = PROJECT / "app/baton/api" / FOLDER
+RELEASED: Final = BUILDS / "released.toml"
+PAGE: Final = PROJECT / "docs" / "clients.md"
 _SOURCES: Final = ("package.json", "tsconfig.json", "build.mjs", "sizes.mjs", "LICENSE", "README.md", "src", "test")
 _ROUTES: Final = "/v1/streams"
+_NAMED: Final = re.compile(r"/client/\d[^\s\"/]*\.js")
+_HASH: Final = re.compile(r"sha384-[A-Za-z0-9+/=]{64}")
+_HEADING: Final = """\
+# The browser builds of released versions, oldest first, and their hashes. `make js-release` adds a line.
+"""
 _REF: Final = re.compile(r'"#/components/(\w+)/([^"]+)"')
 
 
@@ -82,13 +95,51 @@ def pack(folder: Path, into: Path) -> None:
     subprocess.run([*npm_command(), "pack", "--ignore-scripts", "--pack-destination", into], cwd=folder, check=True)
 
 
+def integrity(content: bytes) -> str:
+    """Return the hash of a file as browsers check it."""
+    return f"sha384-{base64.b64encode(hashlib.sha384(content).digest()).decode()}"
+
+
+def publish(build: bytes, folder: Path, version: str) -> None:
+    """Put a browser build beside that of the release before, in a folder of builds, and remove all others.
+
+    Raises:
+        ValueError: this version is released, with another build.
+    """
+    released = tomllib.loads((folder / RELEASED.name).read_text())
+    if released.get(version, integrity(build)) != integrity(build):
+        raise ValueError(f"The build of {version} is released and cannot change. Set the next version first.")
+    before = [name for name in released if name != version][-1:]
+    for file in folder.glob("*.js"):
+        if file.stem not in before:
+            file.unlink()
+    (folder / f"{version}.js").write_bytes(build)
+
+
+def release(folder: Path, version: str) -> None:
+    """Note the hash of a version's build, which cannot change from then on."""
+    released = tomllib.loads((folder / RELEASED.name).read_text())
+    released[version] = integrity((folder / f"{version}.js").read_bytes())
+    lines = [f'"{name}" = "{stated}"\n' for name, stated in released.items()]
+    (folder / RELEASED.name).write_text(_HEADING + "".join(lines))
+
+
+def state_hash(page: str) -> str:
+    """Return the text of the documentation with the address and the hash of the newest build."""
+    page = _NAMED.sub(f"/client/{NEWEST}", page)
+    return _HASH.sub(lambda _: integrity((BUILDS / NEWEST).read_bytes()), page)
+
+
 def main(arguments: list[str]) -> None:
     """Build, and write what is committed into this checkout."""
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         build(folder)
         shutil.copy(folder / TYPES, PACKAGE / TYPES)
-        shutil.copy(folder / "dist" / BROWSER, PAGES / BROWSER)
+        publish((folder / "dist" / BROWSER).read_bytes(), BUILDS, __version__)
+        PAGE.write_text(state_hash(PAGE.read_text()))
+        if "--release" in arguments:
+            release(BUILDS, __version__)
         if "--pack" in arguments:
             pack(folder, PROJECT / "npm")
 

@@ -20,6 +20,7 @@ from starlette.routing import BaseRoute
 from . import (
     aisdk,
     anthropic_messages,
+    browser_builds,
     chat,
     console,
     conversations,
@@ -60,6 +61,7 @@ ROUTES: list[BaseRoute] = [
     *operations.ROUTES,
     *documents.ROUTES,
     *console.ROUTES,
+    *browser_builds.ROUTES,
 ]
 
 # Only the pods of `baton demo` have these as well.

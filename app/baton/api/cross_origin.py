@@ -12,7 +12,7 @@ from typing import Final
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import problems
 
@@ -47,6 +47,7 @@ ANSWER_HEADERS: Final = (
 )
 
 PREFLIGHT_SECONDS: Final = 7200
+ALLOWED: Final = "access-control-allow-origin"
 
 
 class CrossOrigin(CORSMiddleware):
@@ -78,6 +79,13 @@ class CrossOrigin(CORSMiddleware):
             await super().__call__(scope, receive, send)
         else:
             await self.app(scope, receive, send)
+
+    async def send(self, message: Message, send: Send, request_headers: Headers) -> None:
+        """Add the headers to a response, unless all origins may read it: then it stays public, and without cookies."""
+        if message["type"] == "http.response.start" and Headers(raw=message["headers"]).get(ALLOWED) == "*":
+            await send(message)
+        else:
+            await super().send(message, send, request_headers)
 
     def preflight_response(self, request_headers: Headers) -> Response:
         """Answer a preflight request: say what the page may send."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from typing import Final
@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..errors import NotHere
+from ..version import __version__
 from . import problems
 from .request import AsgiResponse, common_headers
 
@@ -26,6 +27,10 @@ _TYPES: Final = {
     "md": "text/markdown",
     "svg": "image/svg+xml",
 }
+
+# The npm package's build has addresses of its own, too (`browser_builds`). Pages ask for this one, which every pod has
+# while releases are exchanged.
+_ELSEWHERE: Final = {"baton-stream.js": f"browser/{__version__}.js"}
 
 # Only our own files, and no text may become code or markup: the content of streams is not trusted.
 _POLICY: Final = "; ".join(
@@ -55,9 +60,15 @@ class File:
     @classmethod
     @functools.cache
     def named(cls, name: str) -> File:
-        """Read a file of the package."""
-        content = resources.files(__package__).joinpath("pages", name).read_bytes()
-        return cls(content, _TYPES[name.rpartition(".")[2]], f'"{hashlib.sha256(content).hexdigest()[:32]}"')
+        """Read a file of the pages."""
+        return cls.at(_ELSEWHERE.get(name, f"pages/{name}"))
+
+    @classmethod
+    @functools.cache
+    def at(cls, path: str) -> File:
+        """Read a file of the package, by its path in this folder."""
+        content = resources.files(__package__).joinpath(path).read_bytes()
+        return cls(content, _TYPES[path.rpartition(".")[2]], f'"{hashlib.sha256(content).hexdigest()[:32]}"')
 
 
 def answer(request: Request, name: str, among: Collection[str]) -> AsgiResponse:
@@ -70,10 +81,13 @@ def answer(request: Request, name: str, among: Collection[str]) -> AsgiResponse:
     """
     if name not in among:
         raise NotHere(f"No route for {problems.path_of(request):.200}.")
-    file = File.named(name)
-    headers = common_headers(request) | {"cache-control": "no-cache", "etag": file.etag}
-    if name.endswith(".html"):
-        headers |= {"content-security-policy": _POLICY, "cross-origin-opener-policy": "same-origin"}
+    page = {"content-security-policy": _POLICY, "cross-origin-opener-policy": "same-origin"}
+    return sent(request, File.named(name), {"cache-control": "no-cache"} | (page if name.endswith(".html") else {}))
+
+
+def sent(request: Request, file: File, headers: Mapping[str, str]) -> AsgiResponse:
+    """Answer with a file, or with 304 if the client has it."""
+    headers = {**common_headers(request), **headers, "etag": file.etag}
     if file.etag in [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]:
         return Response(status_code=304, headers=headers)
     return Response(file.content, headers=headers, media_type=file.media_type)

@@ -98,7 +98,8 @@ for (const version of [18, 19]) {
     });
 
   trying("strict mode opens one connection, and leaving closes it", async (pod, stream) => {
-    const { until, leave, container } = page({ ...stream }, { token: "t" }, { strict: true });
+    let tokens = 0;
+    const { until, leave, container } = page({ ...stream }, { token: async () => `t${++tokens}` }, { strict: true });
     await until(({ connected }) => connected);
     pod.send(text("Hel"), text("lo"));
     const { status, stop } = await until((answer) => answer.text === "Hello");
@@ -107,7 +108,8 @@ for (const version of [18, 19]) {
     const [response] = pod.connected;
     leave();
     await once(response, "close");
-    assert.deepEqual(pod.requests.map(({ path, token }) => [path, token]), [[`/v1/streams/${ID}/events`, "Bearer t"]]);
+    assert.deepEqual(pod.requests.map(({ path, token }) => [path, token]), [[`/v1/streams/${ID}/events`, "Bearer t1"]]);
+    assert.equal(tokens, 1);
     await stop(); // a function that was handed on works later, too
   });
 

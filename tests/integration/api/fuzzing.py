@@ -37,6 +37,7 @@ from baton.generators.replay import build
 # Nothing could be wrong with a request for these, and it takes seconds to find that out.
 UNREFUSABLE = {"/v1/models", "/v1/models/{name}", "/v1/ai-sdk/chat/{chat}/stop"}
 UNREFUSABLE |= {"/healthz", "/readyz", "/metrics", "/openapi.json", "/errors", "/console", "/assets/{name}"}
+UNREFUSABLE |= {"/client.js", "/client/{file}"}
 CHECKS = [
     checks.status_code_conformance,
     checks.content_type_conformance,

@@ -18,6 +18,7 @@ from tests.support.logbook import DEADLINE_SECONDS, until
 
 from baton.api import ROUTES
 from baton.api.anthropic_errors import ANTHROPIC_ERROR
+from baton.api.browser_builds import NEWEST
 from baton.api.openai_errors import OPENAI_ERROR
 from baton.api.openai_models import MODELS_ERROR
 from baton.api.routing import DeclaredRoute
@@ -152,6 +153,8 @@ CALLS: dict[tuple[str, str], Row] = {
     ("GET", "/metrics"): row("/metrics", 200),
     ("GET", "/console"): row("/console", 200),
     ("GET", "/assets/{name}"): row("/assets/baton.css", 200),
+    ("GET", "/client.js"): row("/client.js", 302),
+    ("GET", "/client/{file}"): row(f"/client/{NEWEST}", 200),
     ("GET", "/console/overview"): row("/console/overview", 200),
     ("GET", "/console/streams"): row("/console/streams", 200),
     **{

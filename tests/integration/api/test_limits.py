@@ -17,6 +17,7 @@ from tests.support.cluster import Cluster, RunningPod, Tap, echo, text
 from tests.support.follower import Follower, following, frames_after
 from tests.support.logbook import until
 
+from baton.api.browser_builds import NEWEST
 from baton.db import stream_creation
 
 RETRY = re.compile(rb": baton\nretry: (\d+)\n\n")
@@ -128,7 +129,16 @@ READS = (
     "/console/streams",
     "/console/overview",
 )
-FREE = ("/healthz", "/readyz", "/metrics", "/errors", "/openapi.json", "/console", "/assets/baton.css")
+FREE = (
+    "/healthz",
+    "/readyz",
+    "/metrics",
+    "/errors",
+    "/openapi.json",
+    "/console",
+    "/assets/baton.css",
+    f"/client/{NEWEST}",
+)
 
 
 async def test_a_caller_that_reads_too_fast_can_still_create(

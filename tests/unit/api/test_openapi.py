@@ -44,6 +44,9 @@ DIALECTS: list[tuple[Any, Any, Any]] = [
     (LANGGRAPH, LANGGRAPH.begin([]), LangGraphEvent),
 ]
 
+# Public, and no JSON.
+FILES = {"/assets/{name}", "/client.js", "/client/{file}"}
+
 
 @pytest.fixture(scope="module")
 def described() -> dict[str, Any]:
@@ -113,7 +116,7 @@ def test_errors_have_the_statuses_of_their_classes(described: dict[str, Any]) ->
 
 def test_operations_that_need_a_credential_declare_it(described: dict[str, Any]) -> None:
     open_to_all = {path for (_, path), found in operations(described).items() if not found["security"]}
-    assert open_to_all == {"/healthz", "/readyz", "/openapi.json", "/errors", "/console", "/assets/{name}"}
+    assert open_to_all == {"/healthz", "/readyz", "/openapi.json", "/errors", "/console", *FILES}
     for found in operations(described).values():
         if found["security"]:
             assert "Needs the scope" in found["description"]
@@ -184,8 +187,8 @@ def test_all_successful_responses_of_a_route_have_one_type(described: dict[str, 
     for (method, path), found in operations(described).items():
         content = [answer.get("content", {}) for status, answer in found["responses"].items() if status < "300"]
         kinds = {json.dumps(media["schema"], sort_keys=True) for media in content for media in media.values()}
-        assert len(kinds) <= 1 or path == "/assets/{name}", (method, path, kinds)
-        assert len({name for media in content for name in media}) <= 1 or path == "/assets/{name}", (method, path)
+        assert len(kinds) <= 1 or path in FILES, (method, path, kinds)
+        assert len({name for media in content for name in media}) <= 1 or path in FILES, (method, path)
     assert "204" not in described["paths"]["/v1/streams"]["post"]["responses"]
 
 
