@@ -18,6 +18,7 @@ from __future__ import annotations
 from starlette.routing import BaseRoute
 
 from . import (
+    agui,
     aisdk,
     chat,
     console,
@@ -48,6 +49,7 @@ ROUTES: list[BaseRoute] = [
     *openai_conversations.ROUTES,  # before `conversations`, whose path matches `…/items` too
     *conversations.ROUTES,
     *aisdk.ROUTES,
+    *agui.ROUTES,
     *durable_reading.ROUTES,
     *durable_creation.ROUTES,
     *durable_writing.ROUTES,

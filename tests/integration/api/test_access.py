@@ -72,6 +72,7 @@ def nothing_there(path: str) -> Row:
 ROOT = Path(__file__).parents[3]
 MESSAGES = {"model": "replay", "messages": [{"role": "user", "content": "?"}]}
 UI_MESSAGES = {"messages": [{"role": "user", "parts": [{"type": "text", "text": "?"}]}]}
+AG_UI_RUN = {"threadId": "t", "runId": "r", "messages": [{"id": "m", "role": "user", "content": "?"}]}
 
 CALLS: dict[tuple[str, str], Row] = {
     ("POST", "/v1/streams"): row("/v1/streams", 201, body={"input": "?"}),
@@ -106,6 +107,13 @@ CALLS: dict[tuple[str, str], Row] = {
     ("POST", "/v1/ai-sdk/chat"): row("/v1/ai-sdk/chat", 200, body=UI_MESSAGES),
     ("GET", "/v1/ai-sdk/chat/{chat:any}/stream"): row("/v1/ai-sdk/chat/run_{hex}/stream", 200, of_stream=True),
     ("POST", "/v1/ai-sdk/chat/{chat:any}/stop"): row("/v1/ai-sdk/chat/run_{hex}/stop", 204, of_stream=True),
+    ("POST", "/v1/ag-ui/{generator:any}/runs/{run:any}/connect"): row(
+        "/v1/ag-ui/replay/runs/run_{hex}/connect", 200, of_stream=True
+    ),
+    ("POST", "/v1/ag-ui/{generator:any}/runs/{run:any}/stop"): row(
+        "/v1/ag-ui/replay/runs/run_{hex}/stop", 204, of_stream=True
+    ),
+    ("POST", "/v1/ag-ui/{generator:any}"): row("/v1/ag-ui/replay", 200, body=AG_UI_RUN),
     ("HEAD", "/v1/stream/{path:any}"): row("/v1/stream/{id}", 200, of_stream=True),
     ("GET", "/v1/stream/{path:any}"): row("/v1/stream/{id}", 200, of_stream=True),
     ("GET", "/healthz"): row("/healthz", 200),

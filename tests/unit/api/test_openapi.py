@@ -15,11 +15,12 @@ from starlette.routing import Route
 from tests.support.wire import ANSWERS, STREAM_ID, batches, data, encoded, sent, stream
 
 from baton import api
-from baton.api.event_types import CompletionChunk, CompletionFailure, Event, ResponseEvent, UIMessageChunk
+from baton.api.event_types import AgUiEvent, CompletionChunk, CompletionFailure, Event, ResponseEvent, UIMessageChunk
 from baton.api.openapi_document import ALTERNATIVES, document
 from baton.api.routing import EVENTS, DeclaredRoute
 from baton.codes import ENDS, REFUSALS
-from baton.dialects import aisdk
+from baton.dialects import agui, aisdk
+from baton.dialects.agui_events import Run
 from baton.dialects.chat import CHAT
 from baton.dialects.responses import RESPONSES
 from baton.events import TYPES
@@ -29,6 +30,7 @@ DIALECTS: list[tuple[Any, Any, Any]] = [
     (CHAT, CHAT.begin(stream(), {"stream_options": {"include_usage": True}}), CompletionChunk | CompletionFailure),
     (RESPONSES, RESPONSES.begin(stream(), {}), ResponseEvent),
     (aisdk.AI_SDK, aisdk.begin(STREAM_ID), UIMessageChunk),
+    (agui.AG_UI, agui.begin(Run("t", "r", STREAM_ID.hex), str(STREAM_ID), b"[]"), AgUiEvent),
 ]
 
 
@@ -200,7 +202,7 @@ def test_each_stream_of_events_has_the_type_of_its_data(described: dict[str, Any
     # The data of the Durable Streams protocol is as various as the content of streams.
     paths = {path: item for path, item in described["paths"].items() if path != "/v1/stream/{path}"}
     streams = [schema[EVENTS]["schema"] for schema in schemas_within(paths) if EVENTS in schema]
-    assert len(streams) == 7
+    assert len(streams) == 9
     for schema in streams:
         assert all("$ref" in kind for kind in schema.get("anyOf", [schema])), schema
     follow = described["paths"]["/v1/streams/{id}/events"]["get"]["responses"]["200"]
@@ -229,6 +231,7 @@ def test_an_optional_body_is_not_required(described: dict[str, Any]) -> None:
         ("PUT", "/v1/stream/{path}"),
         ("POST", "/v1/stream/{path}"),
         ("POST", "/v1/conversations"),
+        ("POST", "/v1/ag-ui/{generator}/runs/{run}/connect"),
     }
     assert {key for key, needed in required.items() if not needed} == optional
 
