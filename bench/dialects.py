@@ -58,6 +58,7 @@ WAYS: Final[Mapping[str, Way]] = {
     "aisdk": Way(
         "/v1/ai-sdk/chat", lambda load: {"id": "c", "messages": UI_MESSAGES, "model": "load", **load}, b"[DONE]"
     ),
+    "aisdk.v4": Way("/v1/ai-sdk/v4/chat", lambda load: {"messages": MESSAGES, "model": "load", **load}, b"\nd:"),
     "agui": Way(
         "/v1/ag-ui/load",
         lambda load: {"threadId": "t", "runId": uuid.uuid4().hex, "messages": AG_UI_MESSAGES, **load},

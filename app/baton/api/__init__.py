@@ -20,6 +20,7 @@ from starlette.routing import BaseRoute
 from . import (
     agui,
     aisdk,
+    aisdk_data,
     chat,
     console,
     conversations,
@@ -49,6 +50,7 @@ ROUTES: list[BaseRoute] = [
     *openai_conversations.ROUTES,  # before `conversations`, whose path matches `…/items` too
     *conversations.ROUTES,
     *aisdk.ROUTES,
+    *aisdk_data.ROUTES,
     *agui.ROUTES,
     *durable_reading.ROUTES,
     *durable_creation.ROUTES,

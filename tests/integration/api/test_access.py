@@ -107,6 +107,10 @@ CALLS: dict[tuple[str, str], Row] = {
     ("POST", "/v1/ai-sdk/chat"): row("/v1/ai-sdk/chat", 200, body=UI_MESSAGES),
     ("GET", "/v1/ai-sdk/chat/{chat:any}/stream"): row("/v1/ai-sdk/chat/run_{hex}/stream", 200, of_stream=True),
     ("POST", "/v1/ai-sdk/chat/{chat:any}/stop"): row("/v1/ai-sdk/chat/run_{hex}/stop", 204, of_stream=True),
+    ("POST", "/v1/ai-sdk/{version}/chat"): row(
+        "/v1/ai-sdk/v4/chat", 200, body={"messages": [{"role": "user", "content": "?"}]}
+    ),
+    ("GET", "/v1/ai-sdk/{version}/chat"): row("/v1/ai-sdk/v4/chat?chatId=c", 200),
     ("POST", "/v1/ag-ui/{generator:any}/runs/{run:any}/connect"): row(
         "/v1/ag-ui/replay/runs/run_{hex}/connect", 200, of_stream=True
     ),

@@ -25,7 +25,10 @@ GOT: list[Any] = []
 async def careful(request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
     """Ask about a call, wait, and then for anything else, and wait."""
     yield {"type": "continue", "after": request.so_far.seq}
-    GOT.append(await request.receive(0))
+    got = None
+    while (answer := await request.receive(0)) is not None:
+        got = answer
+    GOT.append(got)
     if request.run == 1:
         yield "May I?"
         yield CALL
