@@ -13,6 +13,7 @@ import asyncio
 import statistics
 import sys
 import tempfile
+import uuid
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ class Way:
 
 MESSAGES: Final = [{"role": "user", "content": "go"}]
 UI_MESSAGES: Final = [{"id": "m", "role": "user", "parts": [{"type": "text", "text": "go"}]}]
+AG_UI_MESSAGES: Final = [{"id": "m", "role": "user", "content": "go"}]
 WAYS: Final[Mapping[str, Way]] = {
     "native": Way("/v1/streams", lambda load: {"generator": "load", "input": load}, b'"done"', "text/event-stream"),
     "openai.responses": Way(
@@ -55,6 +57,12 @@ WAYS: Final[Mapping[str, Way]] = {
     ),
     "aisdk": Way(
         "/v1/ai-sdk/chat", lambda load: {"id": "c", "messages": UI_MESSAGES, "model": "load", **load}, b"[DONE]"
+    ),
+    "aisdk.v4": Way("/v1/ai-sdk/v4/chat", lambda load: {"messages": MESSAGES, "model": "load", **load}, b"\nd:"),
+    "agui": Way(
+        "/v1/ag-ui/load",
+        lambda load: {"threadId": "t", "runId": uuid.uuid4().hex, "messages": AG_UI_MESSAGES, **load},
+        b"RUN_FINISHED",
     ),
     "text": Way("/v1/streams", lambda load: {"generator": "load", "input": load}, b"", "text/plain"),
 }
@@ -107,9 +115,9 @@ async def phase(way: Way, port: int, processes: list[psutil.Process], given: arg
     """Follow streams in one dialect to their end."""
     loop = asyncio.get_running_loop()
     tokens = int(given.rate * given.seconds)
-    request = request_of(way, {"rate": given.rate, "tokens": tokens})
+    load = {"rate": given.rate, "tokens": tokens}
     before = [cpu_seconds(process) for process in processes]
-    viewers = [Viewer(request) for _ in range(given.streams)]
+    viewers = [Viewer(request_of(way, load)) for _ in range(given.streams)]
     for viewer in viewers:
         await loop.create_connection(lambda viewer=viewer: viewer, "127.0.0.1", port)  # type: ignore[misc]
     async with asyncio.timeout(given.seconds + 60):

@@ -18,7 +18,9 @@ from __future__ import annotations
 from starlette.routing import BaseRoute
 
 from . import (
+    agui,
     aisdk,
+    aisdk_data,
     anthropic_messages,
     browser_builds,
     chat,
@@ -55,6 +57,8 @@ ROUTES: list[BaseRoute] = [
     *aisdk.ROUTES,
     *langgraph_runs.ROUTES,
     *langgraph.ROUTES,  # after `langgraph_runs`: its last route takes all other paths below the prefix
+    *aisdk_data.ROUTES,
+    *agui.ROUTES,
     *durable_reading.ROUTES,
     *durable_creation.ROUTES,
     *durable_writing.ROUTES,

@@ -25,7 +25,6 @@ from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from ..db import event_log, streams
-from ..db.event_log import Batch
 from ..db.postgres import translated
 from ..db.stream_creation import NewStream
 from ..db.streams import Stream
@@ -44,9 +43,9 @@ from ..errors import (
     StreamEnded,
     UnknownGenerator,
 )
-from ..events import MAX_SEQ, Status
+from ..events import Status
 from ..pod.pod import Pod
-from . import actions, aisdk_approvals, aisdk_turns, aisdk_waits, opening
+from . import actions, aisdk_approvals, aisdk_turns, aisdk_waits, opening, waiting_answers
 from .aisdk_approvals import Answered
 from .aisdk_bodies import (
     REGENERATE,
@@ -314,7 +313,7 @@ async def _follow(
     headers = {_RUN_ID.name: f"run_{stream.id.hex}" + (f"_{wait}" if wait else "")}
     earlier = await _earlier(request, stream) if continued else None
     whole = aisdk.begin(stream.id, 0, earlier, replay=replay)
-    run = _Run(await _chunks_before(pod_of(request), whole, stream.id, wait)) if wait else _Run()
+    run = _Run(await _chunks_before(request, whole, stream.id, wait)) if wait else _Run()
     if start_index < 0:
         places = await _places(pod_of(request), whole, stream.id)
         begun = max(run.base, places.before(max(0, places.chunks + start_index)))
@@ -374,27 +373,8 @@ async def _places(pod: Pod, begun: Encoded[AiSdkState], stream_id: UUID) -> Plac
     return places
 
 
-async def _chunks_before(pod: Pod, begun: Encoded[AiSdkState], stream_id: UUID, wait: int) -> int:
-    """Return how many chunks precede the end of a wait, whose event has this number.
-
-    Raises:
-        InvalidRequest: the event of that number does not begin a wait.
-    """
-    reader = Reader(aisdk.AI_SDK, begun, MAX_SEQ)
-    async with translated(pod.pool):
-        async for page in event_log.pages(pod.pool, stream_id):
-            for batch in page:
-                reader.read([batch] if batch.last_seq <= wait else [_up_to(batch, wait)])
-                if batch.last_seq >= wait:
-                    if reader.pause:
-                        return reader.last
-                    break
-    raise InvalidRequest(f"No wait of the stream {stream_id} has the number {wait}.")
-
-
-def _up_to(batch: Batch, seq: int) -> Batch:
-    lines = batch.lines[: seq + 1 - batch.first_seq]
-    return Batch(batch.first_seq, batch.first_seq + len(lines) - 1, False, "\n".join(lines))
+async def _chunks_before(request: Request, begun: Encoded[AiSdkState], stream_id: UUID, wait: int) -> int:
+    return await waiting_answers.frames_before(pod_of(request), aisdk.AI_SDK, begun, stream_id, wait)
 
 
 def _replays(raw: str | None) -> bool:

@@ -13,7 +13,7 @@ import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 from uuid import UUID
 
 import orjson
@@ -34,10 +34,10 @@ from .actions import Content
 from .request import found, key_lifetime_seconds, pod_of
 
 # In one message. Each may need a log to be read.
-_MOST: Final = 32
+MOST: Final = 32
 # No client can send a key that begins like this.
 _KEY_PREFIX: Final = "\tapproval "
-_TWICE: Final = "A message can answer each approval, and hold the call that waits for it, only once."
+TWICE: Final = "A message can answer each approval, and hold the call that waits for it, only once."
 # How the events begin that a question's state follows from.
 _QUESTION, _WAITING, _RESUMED, _RESET = (
     f'{{"type":"{kind}"' for kind in ("tool_approval", "waiting", "resumed", "reset")
@@ -107,10 +107,10 @@ async def answered(request: Request, chat: str | None, parts: Sequence[dict[str,
         Unavailable: the log cannot be read.
     """
     responded = [part for part in parts if part.get("state") == "approval-responded"]
-    if len(responded) > _MOST:
-        raise InvalidRequest(f"A message may hold at most {_MOST} answered approvals.")
+    if len(responded) > MOST:
+        raise InvalidRequest(f"A message may hold at most {MOST} answered approvals.")
     _require_distinct(parts, responded)
-    logs: dict[UUID, _Log | None] = {}
+    logs: dict[UUID, Log | None] = {}
     answers = []
     for part in responded:
         answer = await _answered(request, chat, part, logs)
@@ -121,7 +121,7 @@ async def answered(request: Request, chat: str | None, parts: Sequence[dict[str,
             part["type"] = f"tool-{answer.name}"
         answers.append(answer)
     if len({answer.asked.name for answer in answers}) < len(answers):
-        raise InvalidRequest(_TWICE)
+        raise InvalidRequest(TWICE)
     return answers
 
 
@@ -148,7 +148,7 @@ def key_of(request: Request, answers: Sequence[Answered]) -> IdempotencyKey | No
 
 
 async def _answered(
-    request: Request, chat: str | None, part: Mapping[str, Any], logs: dict[UUID, _Log | None]
+    request: Request, chat: str | None, part: Mapping[str, Any], logs: dict[UUID, Log | None]
 ) -> Answered:
     approval, call_id = part.get("approval"), part.get("toolCallId")
     if not isinstance(approval, dict) or not isinstance(call_id, str):
@@ -157,16 +157,49 @@ async def _answered(
     if not isinstance(approval_id, str) or not isinstance(approved, bool) or not isinstance(reason, str | None):
         raise InvalidRequest("An approval needs an id, and whether the call is approved.")
     question = parse_approval_id(approval_id)
+    return await read_answer(request, chat, question, Decision(approval_id, call_id, approved, reason), logs)
+
+
+class Decision(NamedTuple):
+    """What the user decided about a call, under the id that the client gives the question.
+
+    `call_id` is the call's id on the page; None if it is the same as in the log.
+    """
+
+    id: str
+    call_id: str | None
+    approved: bool
+    reason: str | None
+    may_repeat: bool = False  # the call may have its result already
+
+
+async def read_answer(
+    request: Request,
+    chat: str | None,
+    question: Question | None,
+    decision: Decision,
+    logs: dict[UUID, Log | None],
+) -> Answered:
+    """Return an answer with what the log of the stream that asked says about the call. `logs` are those read so far.
+
+    Raises:
+        IdempotencyConflict: the stream that asked has continued after it waited, and has ended.
+        InvalidRequest: no stream of this chat asked the question.
+        Unavailable: the log cannot be read.
+    """
     if question is not None and question.stream_id not in logs:
-        logs[question.stream_id] = await _log(request, chat, question.stream_id)
+        logs[question.stream_id] = await read_log(request, chat, question.stream_id)
     log = None if question is None else logs[question.stream_id]
     asked = None if log is None or question is None else log.find(question)
     if asked is not None and asked.is_over:
         raise IdempotencyConflict(ANSWERED_BEFORE)
-    call = None if log is None or asked is None else log.open_call(asked.call_id)
+    call = None if log is None or asked is None else log.call(asked.call_id, answered=decision.may_repeat)
     if call is None or asked is None:
-        raise InvalidRequest(f"No answer of this chat waits for the approval {approval_id!r:.120}.")
-    return Answered(approval_id, call_id, approved, call["name"] or "", _arguments(call), reason, asked)
+        raise InvalidRequest(f"No answer of this chat waits for the approval {decision.id!r:.120}.")
+    call_id = asked.call_id if decision.call_id is None else decision.call_id
+    return Answered(
+        decision.id, call_id, decision.approved, call["name"] or "", _arguments(call), decision.reason, asked
+    )
 
 
 def _require_distinct(parts: Sequence[dict[str, Any]], responded: Sequence[dict[str, Any]]) -> None:
@@ -174,11 +207,11 @@ def _require_distinct(parts: Sequence[dict[str, Any]], responded: Sequence[dict[
     ids = [str(part["approval"].get("id")) for part in responded if isinstance(part.get("approval"), dict)]
     calls = [part.get("toolCallId") for part in parts]
     if len(set(ids)) < len(ids) or any(calls.count(part.get("toolCallId")) > 1 for part in responded):
-        raise InvalidRequest(_TWICE)
+        raise InvalidRequest(TWICE)
 
 
 @dataclass(frozen=True, slots=True)
-class _Log:
+class Log:
     """What a stream has asked. `questions` has the number of the newest question about each call."""
 
     stream: Stream
@@ -208,16 +241,24 @@ class _Log:
         found = [(seq, call) for call, seq in self.questions.items() if seq == question.seq or call == question.call_id]
         return Asked(self.stream, *found[0], self.waits, self.resumed) if found else None
 
-    def open_call(self, call_id: str) -> ToolCall | None:
-        """Return a call that has no result; None if there is no such call."""
-        if call_id in {result["id"] for result in self.snapshot.tool_results}:
+    def waits_since(self, seq: int) -> bool:
+        """Whether the stream still waits since the event `waiting` with this number."""
+        return bool(self.waits) and self.waits[-1] == seq and self.resumed < seq
+
+    def is_open(self, call_id: str) -> bool:
+        """Whether a call has no result."""
+        return call_id not in {result["id"] for result in self.snapshot.tool_results}
+
+    def call(self, call_id: str, *, answered: bool = False) -> ToolCall | None:
+        """Return a call that has no result, or, with `answered`, any call; None if there is no such call."""
+        if not (answered or self.is_open(call_id)):
             return None
         named = enumerate(self.snapshot.tool_calls)
         call = next((call for index, call in named if (call["id"] or f"call_{index}") == call_id), None)
         return call if call is not None and _is_json(call) else None
 
 
-async def _log(request: Request, chat: str | None, stream_id: UUID) -> _Log | None:
+async def read_log(request: Request, chat: str | None, stream_id: UUID) -> Log | None:
     """Read the log of a stream of a chat; None if it no longer exists."""
     try:
         async with translated(pod_of(request).pool):
@@ -227,7 +268,7 @@ async def _log(request: Request, chat: str | None, stream_id: UUID) -> _Log | No
             content = await actions.read(request, stream_id)
     except (StreamNotFound, StreamExpired, LogDamaged, RawContent):
         return None
-    return await asyncio.to_thread(_Log.of, content)
+    return await asyncio.to_thread(Log.of, content)
 
 
 def _arguments(call: ToolCall) -> Any:

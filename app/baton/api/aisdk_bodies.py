@@ -16,8 +16,8 @@ from .validation import Items, Name, Text, storable
 
 REGENERATE: Final = "regenerate-message"
 _OLD_SDK: Final = (
-    "a message needs `parts`. `content` comes from AI SDK 3 or 4, whose pages cannot read these answers: use AI SDK "
-    "5, 6 or 7"
+    "a message needs `parts`. `content` comes from AI SDK 3 or 4, whose pages cannot read these answers: set "
+    "`api` to /v1/ai-sdk/v4/chat, or /v1/ai-sdk/v3/chat"
 )
 
 

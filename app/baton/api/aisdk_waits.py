@@ -12,37 +12,14 @@ own, since a page that has the message counts its chunks from there.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any
 
 from starlette.requests import Request
 
-from ..db import inputs
-from ..db.inputs import Added
-from ..db.postgres import Connection, translated
-from ..db.streams import Stream
-from ..errors import IdempotencyConflict, RequestError
-from ..events import encode_object
-from . import input_sending
-from .aisdk_approvals import ANSWERED_BEFORE, Answered
-from .request import pod_of, principal_of
-
-# No client can send a key that begins like this.
-_KEY_PREFIX: Final = "\tapproval "
-
-
-class _NotTaken(Exception):
-    """Rolls back the answers of a message, since the stream does not take one of them."""
-
-    def __init__(self, added: Added) -> None:
-        super().__init__()
-        self.added = added
-
-
-class Place(NamedTuple):
-    """A wait of a stream: the number of its event `waiting`."""
-
-    stream: Stream
-    seq: int
+from . import waiting_answers
+from .aisdk_approvals import Answered
+from .request import principal_of
+from .waiting_answers import Place, Reply
 
 
 async def answer(request: Request, answers: Sequence[Answered], metadata: Any) -> Place | None:
@@ -66,48 +43,16 @@ async def answer(request: Request, answers: Sequence[Answered], metadata: Any) -
     given = sorted(
         (answer for answer in waiting if answer.asked.stream.id == asked.stream.id), key=lambda item: item.asked.seq
     )
-    await _send(request, asked.stream, given)
+    await waiting_answers.send(request, asked.stream, [reply_of(answer) for answer in given])
     seen = _seen(metadata)
     return Place(asked.stream, seen if seen is not None and seen in asked.waits else asked.waits[-1])
 
 
-async def _send(request: Request, stream: Stream, given: Sequence[Answered]) -> None:
-    """Add the answers to a stream's inputs: all, or none."""
-    counts = pod_of(request).metrics.inputs
-    try:
-        async with translated(pod_of(request).pool):
-            added = await _add(request, stream, given)
-            await input_sending.announce(request, stream.id, added)
-    except RequestError as error:
-        counts.add(error.code)
-        raise
-    for each in added:
-        counts.add(each.result)
-
-
-async def _add(request: Request, stream: Stream, given: Sequence[Answered]) -> list[Added]:
-    try:
-        async with pod_of(request).pool.acquire() as connection, connection.transaction():
-            return [await _give(connection, answer) for answer in given]
-    except _NotTaken as error:
-        # The connection was given back: the refusal reads the stream over another one.
-        raise await input_sending.refusal(request, stream, error.added) from None
-
-
-async def _give(connection: Connection, answer: Answered) -> Added:
-    stream_id, asked = answer.asked.stream.id, answer.asked
+def reply_of(answer: Answered) -> Reply:
+    """Return the input for an answer. Another reason for the same decision is no other answer."""
     decision = {"approved": answer.approved, "reason": answer.reason}
-    content = encode_object({"type": "approval", "call_id": asked.call_id, **decision})
-    added = await inputs.add(connection, stream_id, content, f"{_KEY_PREFIX}{asked.seq}")
-    if added.result == "conflict" and added.number is not None:
-        # Another reason for the same decision is no other answer.
-        (before,) = await inputs.read(connection, stream_id, added.number - 1, 1)
-        if before.data["approved"] != answer.approved:
-            raise IdempotencyConflict(ANSWERED_BEFORE)
-        return added._replace(result="repeated")
-    if added.result not in input_sending.TAKEN:
-        raise _NotTaken(added)
-    return added
+    data = {"type": "approval", "call_id": answer.asked.call_id, **decision}
+    return Reply(answer.asked.seq, data, "approved")
 
 
 def _seen(metadata: Any) -> int | None:

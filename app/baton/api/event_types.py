@@ -1,6 +1,6 @@
 """The events that clients of the native routes get, as JSON, and those of the other dialects in outline.
 
-The clients of these dialects publish the whole types: OpenAI's SDKs, and `UIMessageChunk` of the AI SDK.
+The clients of these dialects publish the whole types: OpenAI's SDKs, `UIMessageChunk` of the AI SDK, `@ag-ui/core`.
 """
 
 from __future__ import annotations
@@ -283,3 +283,32 @@ class LangGraphData(TypedDict):
 # The data of `messages` is a message, or a chunk of one, and an object about it. That of `end` is null. What a node of
 # a graph has written may be any JSON.
 LangGraphEvent = TypeAliasType("LangGraphEvent", LangGraphData | list[dict[str, Any]] | JsonValue | None)
+
+
+class AgUiEvent(TypedDict):
+    """An event of AG-UI 1.0. Each type has more fields."""
+
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+
+    type: Literal[
+        "RUN_STARTED",
+        "MESSAGES_SNAPSHOT",
+        "TEXT_MESSAGE_START",
+        "TEXT_MESSAGE_CONTENT",
+        "TEXT_MESSAGE_END",
+        "REASONING_START",
+        "REASONING_MESSAGE_START",
+        "REASONING_MESSAGE_CONTENT",
+        "REASONING_MESSAGE_END",
+        "REASONING_END",
+        "TOOL_CALL_START",
+        "TOOL_CALL_ARGS",
+        "TOOL_CALL_END",
+        "TOOL_CALL_RESULT",
+        "CUSTOM",
+        "RUN_FINISHED",
+        "RUN_ERROR",
+    ]
+    messageId: NotRequired[str]
+    toolCallId: NotRequired[str]
+    delta: NotRequired[str]

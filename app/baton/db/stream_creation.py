@@ -265,6 +265,13 @@ async def _take_key(connection: Connection, tenant: str, key: IdempotencyKey, st
     return row is not None
 
 
+async def created_by(pool: Pool, tenant: str, key: str) -> Stream | None:
+    """Return the stream that a tenant's idempotency key has created; None if there is none, or no longer."""
+    async with pool.acquire() as connection:
+        row = await connection.fetchrow(_KEY, tenant, key)
+        return None if row is None else await get(connection, row["stream_id"])
+
+
 async def _created_before(connection: Connection, tenant: str, key: IdempotencyKey) -> Stream | None:
     """Return the stream that the key created, or None if both have just been erased or have expired."""
     row = await connection.fetchrow(_KEY, tenant, key.key)

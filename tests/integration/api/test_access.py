@@ -79,6 +79,7 @@ MESSAGES = {"model": "replay", "messages": [{"role": "user", "content": "?"}]}
 UI_MESSAGES = {"messages": [{"role": "user", "parts": [{"type": "text", "text": "?"}]}]}
 RUN = {"assistant_id": "replay", "input": {"messages": [{"role": "user", "content": "?"}]}}
 GRAPH = "/v1/langgraph"
+AG_UI_RUN = {"threadId": "t", "runId": "r", "messages": [{"id": "m", "role": "user", "content": "?"}]}
 
 CALLS: dict[tuple[str, str], Row] = {
     ("POST", "/v1/streams"): row("/v1/streams", 201, body={"input": "?"}),
@@ -144,6 +145,17 @@ CALLS: dict[tuple[str, str], Row] = {
         (method, f"{GRAPH}{{rest:any}}"): nothing_there(f"{GRAPH}/no/such")
         for method in ("GET", "POST", "PUT", "PATCH", "DELETE")
     },
+    ("POST", "/v1/ai-sdk/{version}/chat"): row(
+        "/v1/ai-sdk/v4/chat", 200, body={"messages": [{"role": "user", "content": "?"}]}
+    ),
+    ("GET", "/v1/ai-sdk/{version}/chat"): row("/v1/ai-sdk/v4/chat?chatId=c", 200),
+    ("POST", "/v1/ag-ui/{generator:any}/runs/{run:any}/connect"): row(
+        "/v1/ag-ui/replay/runs/run_{hex}/connect", 200, of_stream=True
+    ),
+    ("POST", "/v1/ag-ui/{generator:any}/runs/{run:any}/stop"): row(
+        "/v1/ag-ui/replay/runs/run_{hex}/stop", 204, of_stream=True
+    ),
+    ("POST", "/v1/ag-ui/{generator:any}"): row("/v1/ag-ui/replay", 200, body=AG_UI_RUN),
     ("HEAD", "/v1/stream/{path:any}"): row("/v1/stream/{id}", 200, of_stream=True),
     ("GET", "/v1/stream/{path:any}"): row("/v1/stream/{id}", 200, of_stream=True),
     ("GET", "/healthz"): row("/healthz", 200),

@@ -16,6 +16,7 @@ from tests.support.wire import ANSWERS, STREAM_ID, batches, data, encoded, sent,
 
 from baton import api
 from baton.api.event_types import (
+    AgUiEvent,
     CompletionChunk,
     CompletionFailure,
     Event,
@@ -27,7 +28,7 @@ from baton.api.event_types import (
 from baton.api.openapi_document import ALTERNATIVES, document
 from baton.api.routing import EVENTS, JSON, DeclaredRoute
 from baton.codes import ENDS, REFUSALS
-from baton.dialects import aisdk
+from baton.dialects import agui, agui_events, aisdk
 from baton.dialects.anthropic import MESSAGES
 from baton.dialects.chat import CHAT
 from baton.dialects.langgraph import MODES, LangGraph, Run
@@ -42,6 +43,7 @@ DIALECTS: list[tuple[Any, Any, Any]] = [
     (MESSAGES, MESSAGES.begin(stream(), "whole"), MessageEvent),
     (aisdk.AI_SDK, aisdk.begin(STREAM_ID), UIMessageChunk),
     (LANGGRAPH, LANGGRAPH.begin([]), LangGraphEvent),
+    (agui.AG_UI, agui.begin(agui_events.Run("t", "r", STREAM_ID.hex), str(STREAM_ID), b"[]"), AgUiEvent),
 ]
 
 # Public, and no JSON.
@@ -219,7 +221,7 @@ def test_each_stream_of_events_has_the_type_of_its_data(described: dict[str, Any
     # The data of the Durable Streams protocol is as various as the content of streams.
     paths = {path: item for path, item in described["paths"].items() if path != "/v1/stream/{path}"}
     streams = [schema[EVENTS]["schema"] for schema in schemas_within(paths) if EVENTS in schema]
-    assert len(streams) == 11
+    assert len(streams) == 13
     for schema in streams:
         assert all("$ref" in kind for kind in schema.get("anyOf", [schema])), schema
     follow = described["paths"]["/v1/streams/{id}/events"]["get"]["responses"]["200"]
@@ -251,6 +253,7 @@ def test_an_optional_body_is_not_required(described: dict[str, Any]) -> None:
         ("POST", "/v1/langgraph/assistants/search"),
         ("POST", "/v1/langgraph/threads"),
         ("POST", "/v1/langgraph/threads/{thread}/history"),
+        ("POST", "/v1/ag-ui/{generator}/runs/{run}/connect"),
     }
     assert {key for key, needed in required.items() if not needed} == optional
 

@@ -25,6 +25,7 @@ from .shapes import (
     put,
     refusal,
     refuse,
+    refuse_state,
     take,
 )
 
@@ -53,6 +54,7 @@ def for_anthropic(given: Any) -> Json:
     refuse(body, audio=None, frequency_penalty=0, presence_penalty=0, logit_bias={}, logprobs=False, seed=None)
     refuse(body, function_call=None, functions=[], modalities=["text"], prediction=None, web_search_options=None)
     refuse(body, context_management=[], conversation=None, max_tool_calls=None)
+    refuse_state(body)
     refuse(body, previous_response_id=None, prompt=None, truncation="disabled", top_logprobs=0)
     return body
 

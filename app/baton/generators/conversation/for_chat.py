@@ -18,6 +18,7 @@ from .shapes import (
     put,
     refusal,
     refuse,
+    refuse_state,
     take,
 )
 
@@ -39,6 +40,7 @@ def for_chat(given: Any) -> Json:
     if not body.get("store"):
         body.pop("metadata", None)
     refuse(body, context_management=[], conversation=None, max_tool_calls=None)
+    refuse_state(body)
     refuse(body, previous_response_id=None, prompt=None, truncation="disabled")
     return body
 

@@ -14,6 +14,7 @@ from .shapes import (
     choice,
     function,
     inner,
+    is_agui_tool,
     is_anthropic_choice,
     is_anthropic_tool,
     malformed_refused,
@@ -22,6 +23,7 @@ from .shapes import (
     put,
     refusal,
     refuse,
+    refuse_state,
     take,
 )
 
@@ -48,6 +50,7 @@ def for_responses(given: Any) -> Json:
     refuse(body, audio=None, frequency_penalty=0, presence_penalty=0, logit_bias={}, logprobs=False, seed=None)
     refuse(body, function_call=None, functions=[], modalities=["text"], prediction=None, web_search_options=None)
     refuse(body, stop=[], stop_sequences=[])
+    refuse_state(body)
     return body
 
 
@@ -74,7 +77,7 @@ def _tools(body: Json) -> None:
 
 
 def _tool(tool: Json) -> Json:
-    if isinstance(tool.get("function"), dict) or is_anthropic_tool(tool):
+    if isinstance(tool.get("function"), dict) or is_anthropic_tool(tool) or is_agui_tool(tool):
         # Only in this API is strict the default.
         return {"type": "function", "parameters": {}, "strict": False, **function(tool)}
     if isinstance(tool.get("custom"), dict):

@@ -10,7 +10,9 @@ from typing import Any
 
 import orjson
 
+from .agui import context_text, from_agui, is_agui
 from .langchain import from_langchain, is_langchain, plain_message
+from .older_pages import from_older, is_older
 from .shapes import Json, broken, inner, json_text, malformed_refused, objects, plain, refusal
 
 # The name of the MCP server that appears to run the generators' tools, in the form of Responses.
@@ -47,7 +49,10 @@ def messages(given: Any, *, allowed: Set[str] = frozenset()) -> list[Json]:
 
 
 def shape(given: Any) -> Json:
-    """Return an input as an object. Its `messages`, if any, are a list of objects of any form."""
+    """Return an input as an object. Its `messages`, if any, are a list of objects of any form but that of AG-UI.
+
+    The context of AG-UI becomes instructions.
+    """
     if isinstance(given, str | list):
         given = {"messages": given}
     if not isinstance(given, Mapping):
@@ -63,8 +68,22 @@ def shape(given: Any) -> Json:
     if isinstance(body.get("messages"), str):
         body["messages"] = [{"role": "user", "content": body["messages"]}]
     if "messages" in body:
-        body["messages"] = list(objects(body["messages"], "messages"))
+        body["messages"] = [found for element in objects(body["messages"], "messages") for found in _renamed(element)]
+    if text := context_text(body.get("context")):
+        body["instructions"] = "\n\n".join(filter(None, (plain(body.get("instructions"), "instructions"), text)))
+    if text is not None:
+        del body["context"]
     return body
+
+
+def _renamed(element: Json) -> Iterator[Json]:
+    """Yield a message of a page's protocol as a chat message, or as a message of a newer page; others as they are."""
+    if is_older(element):
+        yield from_older(element)
+    elif is_agui(element):
+        yield from from_agui(element)
+    else:
+        yield element
 
 
 def leading(body: Mapping[str, Any]) -> list[Json]:

@@ -103,6 +103,8 @@ def function(tool: Json) -> Json:
         found = tool
     elif "input_schema" in tool:
         found = {**tool, "parameters": tool["input_schema"]}
+    elif is_agui_tool(tool):
+        found = tool
     else:
         raise refusal(f"a tool of the type {kind!r:.80}")
     kept = {name: found[name] for name in ("name", "description", "parameters", "strict") if name in found}
@@ -112,6 +114,19 @@ def function(tool: Json) -> Json:
 def is_anthropic_tool(tool: Json) -> bool:
     """Whether a tool is in Anthropic's form; its own tools have a date in their type."""
     return "input_schema" in tool or bool(_ANTHROPIC_TOOL.fullmatch(str(tool.get("type"))))
+
+
+def is_agui_tool(tool: Json) -> bool:
+    """Whether a tool is in AG-UI's form: it may have no parameters, and has no type."""
+    return "type" not in tool and "name" in tool and "description" in tool and "input_schema" not in tool
+
+
+def refuse_state(body: MutableMapping[str, Any]) -> None:
+    """Refuse the state and the properties of an AG-UI run, unless they are empty: a model has no use for them."""
+    for name in ("state", "forwardedProps"):
+        if body.get(name) in ({}, [], ""):
+            del body[name]
+    refuse(body, state=None, forwardedProps=None)
 
 
 def choice(given: Any) -> tuple[str, str | None]:
