@@ -109,8 +109,11 @@ export class AnswerStore {
 
   #take(event: Event): void {
     this.#fold.take(event);
-    const { onEvent } = this.options;
-    if (onEvent) queueMicrotask(() => onEvent(event)); // what it throws is the page's error, and not the stream's
+    try {
+      this.options.onEvent?.(event);
+    } catch (error) {
+      report(error); // it is the page's, and not the stream's
+    }
     this.#draw();
   }
 
@@ -130,6 +133,12 @@ export class AnswerStore {
       for (const listener of [...this.#listeners]) listener();
     });
   }
+}
+
+/** Report an error as uncaught. Node and React Native have no `reportError`. */
+function report(error: unknown): void {
+  if (typeof globalThis.reportError === "function") reportError(error);
+  else queueMicrotask(() => { throw error; });
 }
 
 function onNextFrame(draw: () => void): void {

@@ -216,8 +216,7 @@ for (const version of [18, 19]) {
 
   trying("it gets each event, and an error in the page's own function does not end the answer", async (pod, stream) => {
     const thrown = [];
-    const seen = (error) => thrown.push(error.message);
-    process.on("uncaughtException", seen);
+    globalThis.reportError = (error) => thrown.push(error.message);
     const events = [];
     const onEvent = (event) => {
       events.push(event.type);
@@ -228,7 +227,6 @@ for (const version of [18, 19]) {
     pod.send(text("a"), { type: "custom", name: "x" }, text("b"), DONE);
     assert.equal((await until(({ status }) => status === "completed")).text, "ab");
     leave();
-    process.off("uncaughtException", seen);
     assert.deepEqual([events, thrown], [["text", "custom", "text", "done"], ["the page's"]]);
   });
 

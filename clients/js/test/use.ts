@@ -3,6 +3,7 @@ import Anthropic from "@anthropic-ai/sdk";
 import { convertToModelMessages, streamText, type LanguageModel, type ToolSet, type UIMessage } from "ai";
 import OpenAI from "openai";
 import { type BatonError, type DoneEvent, type Event, type StreamState, cancel, create, follow, input } from "baton-stream";
+import { type BatonAnswer, type ToolUse, useBaton } from "baton-stream/react";
 import { type Message, type Production, ownTools, produce } from "baton-stream/produce";
 
 type Same<A, B> = [A, B] extends [B, A] ? true : false;
@@ -45,6 +46,17 @@ export async function ask(token: () => Promise<string>): Promise<StreamState> {
   const stream = await create("https://pods.example.com", { ...request, token: { scopes: ["read", "cancel"] } }, { token });
   for await (const event of follow(stream, { token: stream.token })) if (event.type === "done") return { ...(await cancel(stream)) };
   return cancel({ url: "https://pods.example.com", id: stream.id }, { token });
+}
+
+export function useTools(id: string | null): readonly ToolUse[] {
+  const { status, tools, error, waiting, stop }: BatonAnswer = useBaton(id === null ? null : { url: "/", id }, {
+    token: async () => "t",
+    onEvent: (event) => event.type === "custom" && console.log(event.name),
+  });
+  if (status === "lost" || waiting?.until === null) void stop().then((stream) => stream.status);
+  // @ts-expect-error: there is no such status
+  if (status === "nonsense") return [];
+  return error?.code === "cancelled" ? [] : tools;
 }
 
 export const isOver = (error: BatonError): boolean => error.code === "stream_expired" && !error.retryable;
