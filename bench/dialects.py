@@ -55,6 +55,9 @@ WAYS: Final[Mapping[str, Way]] = {
     "openai.chat": Way(
         "/v1/chat/completions", lambda load: {"model": "load", "messages": MESSAGES, "stream": True, **load}, b"[DONE]"
     ),
+    "anthropic.messages": Way(
+        "/v1/messages", lambda load: {"model": "load", "messages": MESSAGES, "stream": True, **load}, b"message_stop"
+    ),
     "aisdk": Way(
         "/v1/ai-sdk/chat", lambda load: {"id": "c", "messages": UI_MESSAGES, "model": "load", **load}, b"[DONE]"
     ),

@@ -33,9 +33,9 @@ A refused request gets `application/problem+json` (RFC 9457):
   the request. A client may choose it: pods keep an `X-Request-Id` of 1 to 128 of `A-Z a-z 0-9 . _ : -`, and replace any
   other.
 
-The routes for OpenAI's SDKs have the code in `error.code`, in OpenAI's form. The SDKs have the request's id as
-`request_id` of their exceptions. An AI SDK stream ends with an `error` chunk: the message, with the code in
-parentheses.
+The routes for OpenAI's SDKs have the code in `error.code`, in OpenAI's form, and those for Anthropic's in
+`error.details.error_code`, in Anthropic's. The SDKs have the request's id as `request_id` of their exceptions. An AI SDK
+stream ends with an `error` chunk: the message, with the code in parentheses.
 
 A stream that fails says why in its terminal event, in `GET /v1/streams/{id}`, and in the error format of its dialect:
 `{"code": …, "message": …}`. A generator may end a stream with codes of its own; its author documents them.

@@ -38,7 +38,8 @@ async def half_of(process: Process) -> str:
 
 
 @pytest.mark.parametrize(
-    "heading", ["Python: OpenAI's Responses", "Python: OpenAI's Chat Completions", "Python: httpx"]
+    "heading",
+    ["Python: OpenAI's Responses", "Python: OpenAI's Chat Completions", "Anthropic's Messages", "Python: httpx"],
 )
 async def test_a_python_client_prints_the_answer(cluster: Cluster, heading: str) -> None:
     pod = await cluster.pod()

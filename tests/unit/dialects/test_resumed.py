@@ -11,6 +11,7 @@ from tests.support.wire import ANSWERS, RESUMED, SIZES, STREAM_ID, batches, enco
 
 from baton.dialects import aisdk, native
 from baton.dialects.aisdk_message import Earlier
+from baton.dialects.anthropic import MESSAGES
 from baton.dialects.chat import CHAT
 from baton.dialects.protocol import Dialect, Encoded
 from baton.dialects.responses import RESPONSES, response_of
@@ -28,6 +29,7 @@ CURSORS: dict[str, Any] = {
 }
 WHOLE: dict[str, Any] = {
     "chat": (CHAT, lambda _: CHAT.begin(ROW, {"stream_options": {"include_usage": True}})),
+    "anthropic": (MESSAGES, lambda _: MESSAGES.begin(ROW, "whole")),
     "text": (TEXT, lambda _: START),
 }
 PLACES = st.lists(st.integers(0, 12), min_size=1, max_size=3)

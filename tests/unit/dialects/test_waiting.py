@@ -25,6 +25,7 @@ from baton.dialects import aisdk, text
 from baton.dialects.aisdk_approval_id import Question, parse_approval_id
 from baton.dialects.aisdk_message import Earlier
 from baton.dialects.aisdk_page import parts_of
+from baton.dialects.anthropic import MESSAGES
 from baton.dialects.chat import CHAT
 from baton.dialects.protocol import Reader
 from baton.dialects.responses import RESPONSES, response_of
@@ -178,10 +179,14 @@ def test_an_approval_names_a_question_or_in_older_messages_a_call() -> None:
 # --- the other dialects: their connections stay
 
 
-def test_chat_completions_and_text_continue_as_if_there_had_been_no_wait() -> None:
+def test_dialects_that_stay_connected_continue_as_if_there_had_been_no_wait() -> None:
     waiting: Events = ["a", CALL, ASKS, WAITING, WOKEN, RESULT, "b", END]
     straight: Events = ["a", CALL, ASKS, RESULT, "b", END]
-    for dialect, begun in ((CHAT, CHAT.begin(ROW, {})), (TEXT, text.START)):
+    for dialect, begun in (
+        (CHAT, CHAT.begin(ROW, {})),
+        (MESSAGES, MESSAGES.begin(ROW, "whole")),
+        (TEXT, text.START),
+    ):
         reader: Reader[Any] = Reader(dialect, begun, 0)
         reader.read(batches(waiting[:4]))
         assert (reader.over, reader.pause) == (None, b"")

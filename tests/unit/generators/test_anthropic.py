@@ -103,6 +103,18 @@ async def test_text_thinking_and_usage() -> None:
         "reasoning_tokens": 3,
     }
     assert [event["type"] for event in heard.events[-2:]] == ["usage", "finish"]
+    extra = [event for event in heard.events if event["type"] == "reasoning" and event["delta"] == ""]
+    assert extra == [
+        {"type": "reasoning", "delta": "", "signature": "c2ln"},
+        {"type": "reasoning", "delta": "", "redacted": "eA=="},
+    ]
+
+
+async def test_betas_are_a_header() -> None:
+    given = {"betas": ["one", "two"], "messages": [{"role": "user", "content": "Hi"}]}
+    _, requests = await ask(given, START, *end())
+    assert requests[0].headers["anthropic-beta"] == "one,two"
+    assert "betas" not in requests[0].body
 
 
 async def test_usage_of_a_server_without_a_cache() -> None:

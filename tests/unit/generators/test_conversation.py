@@ -318,3 +318,42 @@ def test_inputs_that_are_not_a_conversation(given: Any) -> None:
 def test_malformed_conversations_are_refused(convert: Callable[[Any], Any], given: Any) -> None:
     with pytest.raises(GenerationError, match="The input"):
         convert(given)
+
+
+def test_only_thinking_with_a_signature_goes_back_to_anthropic() -> None:
+    signed = {"type": "thinking", "thinking": "hm", "signature": "c2ln"}
+    redacted = {"type": "redacted_thinking", "data": "eA=="}
+    foreign = [{"type": "thinking", "thinking": "x", "signature": ""}, {"type": "thinking", "thinking": "y"}]
+    call = {"type": "tool_use", "id": "c", "name": "f", "input": {}}
+    result = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c", "content": "1"}]}
+    asked = {"role": "user", "content": "?"}
+    given = [
+        asked,
+        {"role": "assistant", "content": [*foreign, signed, redacted, call]},
+        result,
+        {"role": "assistant", "content": foreign},
+    ]
+    assert for_anthropic({"messages": given})["messages"] == [
+        asked,
+        {"role": "assistant", "content": [signed, redacted, call]},
+        result,
+    ]
+    for convert in (for_chat, for_responses, messages):
+        assert "signature" not in str(convert({"messages": given}))
+
+
+def test_what_only_anthropics_texts_have_is_left_out_for_others() -> None:
+    cached = {"type": "text", "text": "Hi", "cache_control": {"type": "ephemeral"}}
+    cited = {"type": "text", "text": "Yes", "citations": None}
+    given = {
+        "betas": ["x"],
+        "messages": [{"role": "user", "content": [cached]}, {"role": "assistant", "content": [cited]}],
+    }
+    body = for_chat(given)
+    assert [message["content"] for message in body["messages"]] == [
+        [{"type": "text", "text": "Hi"}],
+        [{"type": "text", "text": "Yes"}],
+    ]
+    assert "betas" not in body
+    assert "betas" not in for_responses(given)
+    assert for_anthropic(given)["messages"] == given["messages"]

@@ -12,6 +12,17 @@ from baton.worker.run import UNKNOWN
 STATE = {"type": "state", "state": 1}
 
 
+def test_an_empty_delta_is_no_event_unless_it_carries_a_signature() -> None:
+    outbox = Outbox(uuid4(), 1, 0, on_ready=lambda _: None, on_lost=lambda _: None, max_events=10)
+    feed = Feed(outbox, Bounds(1000, 10, 1000, 1000), WorkerMetrics(), UNKNOWN, started_at=0.0, saves=False)
+    feed.take({"type": "reasoning", "delta": ""}, 1.0)
+    assert outbox.take() is None
+    feed.take({"type": "reasoning", "delta": "", "signature": "c2ln"}, 2.0)
+    item = outbox.take()
+    assert item is not None
+    assert item.last_seq == 1
+
+
 def test_a_state_that_covers_half_a_character_is_not_saved() -> None:
     """A run that continued from it would yield the other half alone."""
     outbox = Outbox(uuid4(), 1, 0, on_ready=lambda _: None, on_lost=lambda _: None, max_events=10)
