@@ -56,6 +56,15 @@ WAYS: Final[Mapping[str, Way]] = {
     "aisdk": Way(
         "/v1/ai-sdk/chat", lambda load: {"id": "c", "messages": UI_MESSAGES, "model": "load", **load}, b"[DONE]"
     ),
+    "langgraph": Way(
+        "/v1/langgraph/runs/stream",
+        lambda load: {
+            "assistant_id": "load",
+            "input": {"messages": MESSAGES, **load},
+            "stream_mode": ["messages-tuple", "values"],
+        },
+        b"event: end",
+    ),
     "text": Way("/v1/streams", lambda load: {"generator": "load", "input": load}, b"", "text/plain"),
 }
 

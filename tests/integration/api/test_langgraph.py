@@ -242,13 +242,14 @@ async def _says(client: Client, path: str) -> bool:
 
 async def test_what_is_not_supported_is_named(clients: list[Client]) -> None:
     one, _ = clients
-    for fields in [
+    unsupported: list[dict[str, Any]] = [
         {"checkpoint_id": "x"},
         {"interrupt_before": ["a"]},
         {"stream_mode": ["debug"]},
         {"multitask_strategy": "enqueue"},
         {"command": {"goto": "node"}},
-    ]:
+    ]
+    for fields in unsupported:
         answer = await one.run("hi", **fields)
         assert (answer.status_code, answer.json()["code"]) == (501, "langgraph_not_supported"), fields
     for path in ["/threads/t/commands", "/threads/t/stream/events", "/store/items", "/threads/search", "/runs/batch"]:

@@ -48,14 +48,15 @@ def said(values: Any) -> list[tuple[str, str]]:
 
 
 # As the server of langgraph-api 0.16.7 sends them for a graph with a model and a tool, but for `end`.
-RECORDED = {
+TURN = ["messages", "messages", "updates", "values"]
+RECORDED: dict[str, tuple[list[Any], list[str]]] = {
     "a text": (
         ["Hel", "lo ", USAGE, END],
         ["metadata", "values", "messages", "messages", "messages", "messages", "updates", "values"],
     ),
     "a tool": (
         ["Let ", "me see.", CALL, REST, RESULT, "Hello", END],
-        ["metadata", "values", "messages", "messages", "messages", "messages", "messages", "updates", "messages", "updates", "values", "messages", "messages", "updates", "values"],
+        ["metadata", "values", *(["messages"] * 5), "updates", "messages", "updates", "values", *TURN],
     ),
     "what a node writes": ([{"type": "custom", "name": "langgraph", "data": 1}, END], ["metadata", "values", "custom"]),
     "a question": ([{"type": "waiting", "for": 1, "until": None}], ["metadata", "values", "updates", "values"]),
@@ -173,7 +174,8 @@ def test_a_question_about_calls_has_the_form_of_langchain() -> None:
     }
     (approved,) = inputs_of(WAITING["for"], asked["id"], {"decisions": [{"type": "approve"}]})
     assert approved == {"type": "approval", "call_id": "c0", "approved": True, "reason": None}
-    for answer in (None, "yes", {"decisions": []}, {"decisions": [{"type": "edit"}]}):
+    unfit: list[Any] = [None, "yes", {"decisions": []}, {"decisions": [{"type": "edit"}]}]
+    for answer in unfit:
         with pytest.raises(UnfitAnswer):
             inputs_of(WAITING["for"], asked["id"], answer)
 
