@@ -166,6 +166,16 @@ def test_who_waits_gets_nothing_before_the_end_and_the_error_of_a_broken_log() -
     assert not result.reconnects
 
 
+def test_encodings_are_shared_only_by_clients_that_may_see_the_same() -> None:
+    """The state has what precedes the answer, of which the holder of a stream's token may see less."""
+    runs = [Run(STREAM_ID, "t", "agent", wait, alone) for wait in (0, 2) for alone in (False, True)]
+    frames_of = [LangGraph(run, modes).name for run in runs for modes in (MODES, ("values",), ())]
+    results = [LangGraphResult(run, quiet=quiet).name for run in runs for quiet in (False, True)]
+    assert len({*frames_of, *results}) == len(frames_of) + len(results)
+    # A label of metrics.
+    assert {name.partition(":")[0] for name in (*frames_of, *results)} == {"langgraph", "langgraph.result"}
+
+
 def test_a_question_about_calls_has_the_form_of_langchain() -> None:
     (asked,) = interrupts_of(WAITING["for"], STREAM_ID, 7, {"c0": ("add", '{"a":1}')})
     assert asked["value"] == {
