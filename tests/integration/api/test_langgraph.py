@@ -278,8 +278,8 @@ async def test_threads_and_assistants(clients: list[Client]) -> None:
 
 
 async def test_who_may_not_cancel_cannot_bind_a_run_to_a_connection(cluster: Cluster) -> None:
-    pod = await guarded_pod(cluster)
     _, key = await make_key(cluster, "create", "read")
+    pod = await guarded_pod(cluster)
     body = {"assistant_id": "agent", "input": {"messages": "hi"}, "on_disconnect": "cancel"}
     url = f"{pod.url}/v1/langgraph/threads/t/runs/stream"
     answer = await cluster.client.post(url, json=body, headers=bearer(key))
@@ -290,8 +290,8 @@ async def test_who_may_not_cancel_cannot_bind_a_run_to_a_connection(cluster: Clu
 async def test_the_holder_of_a_streams_token_sees_its_own_question_only(cluster: Cluster) -> None:
     """Also while somebody else, who may see the whole thread, follows the same stream on the same pod."""
     await cluster.worker({"agent": agent})
-    pod = await guarded_pod(cluster)
     _, key = await make_key(cluster)
+    pod = await guarded_pod(cluster)
     native = f"{pod.url}/v1/streams"
     digits = ""
     for text in ("first", "second"):
