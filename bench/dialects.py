@@ -67,6 +67,15 @@ WAYS: Final[Mapping[str, Way]] = {
         lambda load: {"threadId": "t", "runId": uuid.uuid4().hex, "messages": AG_UI_MESSAGES, **load},
         b"RUN_FINISHED",
     ),
+    "langgraph": Way(
+        "/v1/langgraph/runs/stream",
+        lambda load: {
+            "assistant_id": "load",
+            "input": {"messages": MESSAGES, **load},
+            "stream_mode": ["messages-tuple", "values"],
+        },
+        b"event: end",
+    ),
     "text": Way("/v1/streams", lambda load: {"generator": "load", "input": load}, b"", "text/plain"),
 }
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 import httpx
+import orjson
 import pytest
 from bench.packages import INSTALL_SECONDS
 from langgraph_sdk import get_client
@@ -18,6 +19,7 @@ from tests.clients.pods import ANSWER, WORDS, two_pods
 from tests.support.cluster import Cluster
 
 import baton
+from baton.events import encode_text
 from baton.generators import GenerationRequest
 from baton.generators.conversation import messages
 from baton.generators.protocol import Yielded
@@ -163,3 +165,14 @@ async def test_a_page_with_use_stream_is_reloaded_while_its_pod_is_killed(cluste
             pods.finish()
             end = await script.says("end")
         assert (end["types"], end["text"], end["error"]) == (["human", "ai"], ANSWER, None)
+
+
+async def test_a_page_with_use_stream_replaces_an_answer_that_starts_again(cluster: Cluster, node: Node) -> None:
+    author = await cluster.author(generator="nobody", chat="page")
+    pod = await cluster.pod()
+    await author.write(encode_text("Wrong."))
+    async with node.running("use_stream.mjs", pod.url, "page", str(author.id)) as script:
+        assert (await script.says("seen"))["text"] == "Wrong."
+        await author.write(orjson.dumps({"type": "reset", "reason": "worker_lost"}), encode_text("Right."), end=True)
+        end = await script.says("end")
+    assert (end["texts"], end["error"]) == (["Right."], None)

@@ -1,12 +1,23 @@
-// A page with `useStream` that is reloaded in the middle of an answer: `node use_stream.mjs <url> <thread>`.
+// A page with `useStream` that is reloaded in the middle of an answer: `node use_stream.mjs <url> <thread>`. With the id
+// of a run, it is only loaded, and follows that run to its end.
 import { mount, say } from "./react.mjs";
 
 const { useStream } = await import("@langchain/langgraph-sdk/react");
 
-const [url, threadId] = process.argv.slice(2);
+const [url, threadId, runId] = process.argv.slice(2);
 const options = { apiUrl: `${url}/v1/langgraph`, assistantId: "tap", threadId, reconnectOnMount: true };
 const page = () => mount(() => useStream({ ...options, messagesKey: "messages" }));
 const textOf = (shown) => shown.messages.at(-1)?.content ?? "";
+
+if (runId) {
+  window.sessionStorage.setItem(`lg:stream:${threadId}`, runId);
+  const joined = page();
+  await joined.until((shown) => textOf(shown) !== "");
+  say("seen", { text: textOf(joined.current) });
+  const shown = await joined.until((shown) => !shown.isLoading);
+  say("end", { texts: shown.messages.map((message) => message.content), error: shown.error ?? null });
+  process.exit(0);
+}
 
 const before = page();
 await before.until((shown) => !shown.isThreadLoading);

@@ -108,7 +108,8 @@ async def find(request: Request, thread_id: str, run_id: str) -> FoundRun:
         waits = await waits_of(request, stream)
     if str(stream.metadata.get("chat")) != thread_id or (wait and all(wait != known.seq for known in waits)):
         raise StreamNotFound(f"The thread {thread_id!r:.80} has no run {run_id!r:.80}.")
-    return FoundRun(run_of(stream, thread_id, wait), stream, [known.seq for known in waits])
+    alone = principal_of(request).stream_id is not None
+    return FoundRun(run_of(stream, thread_id, wait, alone=alone), stream, [known.seq for known in waits])
 
 
 async def latest_run(request: Request, thread_id: str, stream: Stream) -> FoundRun:
@@ -131,9 +132,9 @@ async def waits_of(request: Request, stream: Stream) -> list[Wait]:
     return found_waits
 
 
-async def earlier(request: Request, stream: Stream) -> list[Json]:
-    """Return the messages of a stream's thread before its answer. Raises what `stored_conversations.read` raises."""
-    said = await stored_conversations.before_answer(request, stream)
+async def earlier(request: Request, there: FoundRun) -> list[Json]:
+    """Return the messages of a thread before a run's stream. Raises what `stored_conversations.read` raises."""
+    said = await stored_conversations.before_answer(request, there.stream, alone=there.run.alone)
     return await asyncio.to_thread(as_langchain, said)
 
 
@@ -143,7 +144,7 @@ async def state_of(request: Request, there: FoundRun) -> LangGraphState:
     Raises:
         Forbidden, InvalidRequest, LogDamaged, Unavailable: it cannot be read.
     """
-    before = await earlier(request, there.stream)
+    before = await earlier(request, there)
     batches: list[Batch] = []
     async with translated(pod_of(request).pool):
         async for page in event_log.pages(pod_of(request).pool, there.stream.id):

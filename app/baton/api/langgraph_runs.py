@@ -222,10 +222,11 @@ async def get_run(request: Request) -> AsgiResponse:
 async def join_stream(request: Request) -> AsgiResponse:
     """Follow a run after the frame `Last-Event-ID`; without it, or with `-1`, from its beginning."""
     options = validated(JoinRun, query_of(request, {"cancel_on_disconnect"}))
+    cancels = _require_cancel(request, cancels=options.cancel_on_disconnect)
     modes = modes_of(request.query_params.getlist("stream_mode"), MODES)
     given = header_of(request, "Last-Event-ID")
     after = 0 if given == _FROM_THE_START else min(parse_cursor(given), MAX_SEQ)
-    return await _follow(request, await _found(request), modes, after, cancels=options.cancel_on_disconnect)
+    return await _follow(request, await _found(request), modes, after, cancels=cancels)
 
 
 @ROUTES.route(
@@ -239,7 +240,8 @@ async def join_stream(request: Request) -> AsgiResponse:
 async def join_run(request: Request) -> AsgiResponse:
     """Wait for the end of a run."""
     options = validated(JoinRun, query_of(request, {"cancel_on_disconnect"}))
-    return await _result(request, await _found(request), cancels=options.cancel_on_disconnect)
+    cancels = _require_cancel(request, cancels=options.cancel_on_disconnect)
+    return await _result(request, await _found(request), cancels=cancels)
 
 
 @ROUTES.route(
@@ -268,19 +270,20 @@ async def _stream(request: Request, thread_id: str) -> AsgiResponse:
     require_staying(request)
     body = await read_body(request)
     wanted = validated(CreateRun, parse_json(body))
+    cancels = _require_cancel(request, cancels=wanted.on_disconnect == "cancel")
     there = await langgraph_turns.start(request, thread_id, wanted, body)
-    modes = modes_of(wanted.stream_mode)
-    return await _follow(request, there, modes, 0, cancels=wanted.on_disconnect == "cancel")
+    return await _follow(request, there, modes_of(wanted.stream_mode), 0, cancels=cancels)
 
 
 async def _wait(request: Request, thread_id: str) -> AsgiResponse:
     require_followable(request)
     body = await read_body(request)
     wanted = validated(CreateRun, parse_json(body))
+    cancels = _require_cancel(request, cancels=wanted.on_disconnect == "cancel")
     there = await langgraph_turns.start(request, thread_id, wanted, body)
     del body
     release_body(request)
-    return await _result(request, there, cancels=wanted.on_disconnect == "cancel")
+    return await _result(request, there, cancels=cancels)
 
 
 async def _create(request: Request, thread_id: str) -> AsgiResponse:
@@ -301,7 +304,7 @@ async def _follow(
     address = _address(there)
     query = urlencode([("stream_mode", mode) for mode in modes])
     dialect = LangGraph(there.run, modes)
-    earlier = await langgraph_reading.earlier(request, there.stream)
+    earlier = await langgraph_reading.earlier(request, there)
     begin = Opening(
         dialect=dialect,
         begun=await asyncio.to_thread(dialect.begin, earlier, after),
@@ -316,7 +319,7 @@ async def _result(request: Request, there: FoundRun, *, quiet: bool = False, can
     """Answer with the values of the thread at the end of a run."""
     address = _address(there)
     dialect = LangGraphResult(there.run, quiet=quiet)
-    earlier = await langgraph_reading.earlier(request, there.stream)
+    earlier = await langgraph_reading.earlier(request, there)
     begin = Opening(
         dialect=dialect,
         begun=await asyncio.to_thread(dialect.begin, earlier),
@@ -326,9 +329,14 @@ async def _result(request: Request, there: FoundRun, *, quiet: bool = False, can
     return await opening.follow(request, there.stream.id, begin)
 
 
-def _cancelling(request: Request, there: FoundRun) -> Callable[[], Awaitable[None]]:
-    principal_of(request).require("cancel")
+def _require_cancel(request: Request, *, cancels: bool) -> bool:
+    """Raise Forbidden, before anything is created, if a run is to be cancelled by a caller that may not do so."""
+    if cancels:
+        principal_of(request).require("cancel")
+    return cancels
 
+
+def _cancelling(request: Request, there: FoundRun) -> Callable[[], Awaitable[None]]:
     async def cancel() -> None:
         try:
             await actions.cancel(request, there.stream.id)

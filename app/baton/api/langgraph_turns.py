@@ -83,13 +83,13 @@ async def start(request: Request, thread_id: str, wanted: CreateRun, body: bytes
         LogDamaged, Unavailable: the thread cannot be read.
     """
     wanted.require_supported()
+    principal = principal_of(request)
+    principal.require("read")
+    principal.require_tenant()
     if wanted.command is not None:
         return await _resume(request, thread_id, wanted.command.resume)
     if wanted.input is None:
         raise InvalidRequest("input: a run needs an input, or a command that answers an interrupt.")
-    principal = principal_of(request)
-    principal.require("read")
-    principal.require_tenant()
     past = await _past(request, thread_id, wanted, body)
     if isinstance(past, Stream):
         return FoundRun(run_of(past, thread_id), past, ())

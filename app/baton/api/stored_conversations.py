@@ -136,8 +136,8 @@ async def read_one(request: Request, stream: Stream, *, results: frozenset[str] 
         return await _read(request, [stream], None, results)
 
 
-async def before_answer(request: Request, stream: Stream) -> Sequence[Message]:
-    """Return all that was said before the answer of a stream; to the holder of its token, what its input holds.
+async def before_answer(request: Request, stream: Stream, *, alone: bool = False) -> Sequence[Message]:
+    """Return all that was said before the answer of a stream; if `alone`, only what its own input holds.
 
     Raises what `read` raises.
     """
@@ -146,7 +146,7 @@ async def before_answer(request: Request, stream: Stream) -> Sequence[Message]:
         beside = await streams.read_continuation(pod_of(request).pool, stream.id)
     question, whole, _ = await asyncio.to_thread(_question, stream, asked, beside)
     chat = stream.metadata.get("chat")
-    if whole or chat is None or principal_of(request).stream_id is not None:
+    if whole or alone or chat is None:
         return question
     return [*(await read(request, str(chat), before=stream.id)).messages, *question]
 

@@ -82,12 +82,16 @@ class Growing:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run: a stream after its wait with the number `wait`, or from its beginning if that is 0."""
+    """A run: a stream after its wait with the number `wait`, or from its beginning if that is 0.
+
+    `alone`: of what precedes the answer, only the stream's own input is shown, as to the holder of its token.
+    """
 
     stream_id: UUID
     thread_id: str
     assistant_id: str
     wait: int = 0
+    alone: bool = False
 
     @property
     def id(self) -> str:
@@ -135,7 +139,9 @@ class LangGraph:
     def __init__(self, run: Run, modes: Iterable[Mode]) -> None:
         self._run = run
         self._modes = frozenset(modes)
-        self.name = f"langgraph:{run.wait}:" + "+".join(mode for mode in MODES if mode in self._modes)
+        shown = "+".join(mode for mode in MODES if mode in self._modes)
+        # What precedes the answer is in the state, and so in the encodings that clients share.
+        self.name = f"langgraph:{run.wait}:{'alone' if run.alone else 'thread'}:{shown}"
 
     def begin(self, earlier: Iterable[Mapping[str, Any]], after: int = 0) -> Encoded[LangGraphState]:
         """Return the frames that precede the first event. `earlier` are the thread's messages before the answer."""
@@ -179,7 +185,7 @@ class LangGraphResult:
     def __init__(self, run: Run, *, quiet: bool = False) -> None:
         self._frames = LangGraph(run, ())
         self._quiet = quiet
-        self.name = f"langgraph.result:{run.wait}" + ("+quiet" if quiet else "")
+        self.name = f"langgraph.result:{self._frames.name}:{'quiet' if quiet else 'raises'}"
 
     def begin(self, earlier: Iterable[Mapping[str, Any]]) -> Encoded[LangGraphState]:
         """Return what precedes the first event: nothing."""
@@ -412,9 +418,9 @@ class _Writer:
         self._state = replace(self._state, **fields)
 
 
-def run_of(stream: Stream, thread_id: str, wait: int = 0) -> Run:
+def run_of(stream: Stream, thread_id: str, wait: int = 0, *, alone: bool = False) -> Run:
     """Return a run of a stream."""
-    return Run(stream.id, thread_id, stream.generator, wait)
+    return Run(stream.id, thread_id, stream.generator, wait, alone)
 
 
 def _custom(event: Fields) -> Any:

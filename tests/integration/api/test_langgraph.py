@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
+from uuid import UUID
 
 import httpx2
 import pytest
+from tests.support.access import bearer, guarded_pod, make_key, signed
 from tests.support.cluster import Cluster, RunningPod
 from tests.support.logbook import until
 from tests.support.wire import frames
@@ -242,13 +244,14 @@ async def _says(client: Client, path: str) -> bool:
 
 async def test_what_is_not_supported_is_named(clients: list[Client]) -> None:
     one, _ = clients
-    for fields in [
+    unsupported: list[dict[str, Any]] = [
         {"checkpoint_id": "x"},
         {"interrupt_before": ["a"]},
         {"stream_mode": ["debug"]},
         {"multitask_strategy": "enqueue"},
         {"command": {"goto": "node"}},
-    ]:
+    ]
+    for fields in unsupported:
         answer = await one.run("hi", **fields)
         assert (answer.status_code, answer.json()["code"]) == (501, "langgraph_not_supported"), fields
     for path in ["/threads/t/commands", "/threads/t/stream/events", "/store/items", "/threads/search", "/runs/batch"]:
@@ -272,3 +275,33 @@ async def test_threads_and_assistants(clients: list[Client]) -> None:
     assert (await one.post("/threads", {"thread_id": thread, "if_exists": "do_nothing"})).status_code == 200
     alone = await one.post("/runs/wait", {"assistant_id": "agent", "input": {"messages": "hi"}})
     assert texts(alone.json()) == [("human", "hi"), ("ai", "1 messages.")]
+
+
+async def test_who_may_not_cancel_cannot_bind_a_run_to_a_connection(cluster: Cluster) -> None:
+    _, key = await make_key(cluster, "create", "read")
+    pod = await guarded_pod(cluster)
+    body = {"assistant_id": "agent", "input": {"messages": "hi"}, "on_disconnect": "cancel"}
+    url = f"{pod.url}/v1/langgraph/threads/t/runs/stream"
+    answer = await cluster.client.post(url, json=body, headers=bearer(key))
+    assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
+    assert await cluster.pool.fetchval("SELECT count(*) FROM baton.stream") == 0
+
+
+async def test_the_holder_of_a_streams_token_sees_its_own_question_only(cluster: Cluster) -> None:
+    """Also while somebody else, who may see the whole thread, follows the same stream on the same pod."""
+    await cluster.worker({"agent": agent})
+    _, key = await make_key(cluster)
+    pod = await guarded_pod(cluster)
+    native = f"{pod.url}/v1/streams"
+    digits = ""
+    for text in ("first", "second"):
+        new = {"generator": "agent", "input": {"messages": [human(text)]}, "metadata": {"chat": "t"}}
+        created = (await cluster.client.post(native, json=new, headers=bearer(key))).json()
+        digits = created["id"]
+        await cluster.client.get(f"{native}/{digits}/events", headers=bearer(key))
+    url = f"{pod.url}/v1/langgraph/threads/t/runs/{digits}/join"
+    answers = await asyncio.gather(
+        cluster.client.get(url, headers=bearer(key)), cluster.client.get(url, headers=bearer(signed(UUID(digits))))
+    )
+    shown = [[text for kind, text in texts(answer.json()) if kind == "human"] for answer in answers]
+    assert shown == [["first", "second"], ["second"]]

@@ -48,30 +48,15 @@ def said(values: Any) -> list[tuple[str, str]]:
 
 
 # As the server of langgraph-api 0.16.7 sends them for a graph with a model and a tool, but for `end`.
-RECORDED = {
+TURN = ["messages", "messages", "updates", "values"]
+RECORDED: dict[str, tuple[list[Any], list[str]]] = {
     "a text": (
         ["Hel", "lo ", USAGE, END],
         ["metadata", "values", "messages", "messages", "messages", "messages", "updates", "values"],
     ),
     "a tool": (
         ["Let ", "me see.", CALL, REST, RESULT, "Hello", END],
-        [
-            "metadata",
-            "values",
-            "messages",
-            "messages",
-            "messages",
-            "messages",
-            "messages",
-            "updates",
-            "messages",
-            "updates",
-            "values",
-            "messages",
-            "messages",
-            "updates",
-            "values",
-        ],
+        ["metadata", "values", *(["messages"] * 5), "updates", "messages", "updates", "values", *TURN],
     ),
     "what a node writes": ([{"type": "custom", "name": "langgraph", "data": 1}, END], ["metadata", "values", "custom"]),
     "a question": ([{"type": "waiting", "for": 1, "until": None}], ["metadata", "values", "updates", "values"]),
@@ -181,6 +166,16 @@ def test_who_waits_gets_nothing_before_the_end_and_the_error_of_a_broken_log() -
     assert not result.reconnects
 
 
+def test_encodings_are_shared_only_by_clients_that_may_see_the_same() -> None:
+    """The state has what precedes the answer, of which the holder of a stream's token may see less."""
+    runs = [Run(STREAM_ID, "t", "agent", wait, alone) for wait in (0, 2) for alone in (False, True)]
+    frames_of = [LangGraph(run, modes).name for run in runs for modes in (MODES, ("values",), ())]
+    results = [LangGraphResult(run, quiet=quiet).name for run in runs for quiet in (False, True)]
+    assert len({*frames_of, *results}) == len(frames_of) + len(results)
+    # A label of metrics.
+    assert {name.partition(":")[0] for name in (*frames_of, *results)} == {"langgraph", "langgraph.result"}
+
+
 def test_a_question_about_calls_has_the_form_of_langchain() -> None:
     (asked,) = interrupts_of(WAITING["for"], STREAM_ID, 7, {"c0": ("add", '{"a":1}')})
     assert asked["value"] == {
@@ -189,7 +184,8 @@ def test_a_question_about_calls_has_the_form_of_langchain() -> None:
     }
     (approved,) = inputs_of(WAITING["for"], asked["id"], {"decisions": [{"type": "approve"}]})
     assert approved == {"type": "approval", "call_id": "c0", "approved": True, "reason": None}
-    for answer in (None, "yes", {"decisions": []}, {"decisions": [{"type": "edit"}]}):
+    unfit: list[Any] = [None, "yes", {"decisions": []}, {"decisions": [{"type": "edit"}]}]
+    for answer in unfit:
         with pytest.raises(UnfitAnswer):
             inputs_of(WAITING["for"], asked["id"], answer)
 
