@@ -34,8 +34,8 @@ A refused request gets `application/problem+json` (RFC 9457):
   other.
 
 The routes for OpenAI's SDKs have the code in `error.code`, in OpenAI's form, and those for Anthropic's in
-`error.details.error_code`, in Anthropic's. The SDKs have the request's id as `request_id` of their exceptions. An AI SDK
-stream ends with an `error` chunk: the message, with the code in parentheses.
+`error.details.error_code`, in Anthropic's. The SDKs have the request's id as `request_id` of their exceptions. An AI
+SDK stream ends with an `error` chunk: the message, with the code in parentheses.
 
 A stream that fails says why in its terminal event, in `GET /v1/streams/{id}`, and in the error format of its dialect:
 `{"code": …, "message": …}`. A generator may end a stream with codes of its own; its author documents them.

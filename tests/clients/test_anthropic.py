@@ -37,7 +37,8 @@ SIGNED = {"type": "reasoning", "delta": "", "signature": "c2ln"}
 
 
 def client_of(url: str, **given: Any) -> AsyncAnthropic:
-    return AsyncAnthropic(**{"base_url": url, "api_key": "none", "max_retries": 0, "timeout": 20} | given)
+    options: dict[str, Any] = {"base_url": url, "api_key": "none", "max_retries": 0, "timeout": 20}
+    return AsyncAnthropic(**options | given)
 
 
 def keyed(key: str) -> dict[str, str]:

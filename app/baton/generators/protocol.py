@@ -152,8 +152,8 @@ class Generator(Protocol):
 
     It yields `str` for text, or a dict:
 
-    - `{"type": "text", "delta": str}` and `{"type": "reasoning", "delta": str}`. With an empty delta, a `reasoning` event may
-      have the `signature` of the reasoning before it, or `redacted` reasoning, as the model's provider gave them.
+    - `{"type": "text", "delta": str}` and `{"type": "reasoning", "delta": str}`. With an empty delta, reasoning may
+      have the `signature` of what came before it, or `redacted` content, as the model's provider gave them.
     - `{"type": "tool_call", "index": int, "id": str, "name": str, "arguments_delta": str}`: the first event of a call
       has its id and name; later ones of the same index may have only `arguments_delta`. The first may also say who runs
       the tool: `"run_by": "client"` or `"generator"`. Otherwise the generator runs the call if a result comes, and the
