@@ -117,9 +117,7 @@ async def test_a_refusal_is_readable(cluster: Cluster, node: Node) -> None:
     assert "unknown_generator" in done["thrown"]
 
 
-async def test_a_killed_pod_is_no_success_and_both_ways_back_have_the_whole_answer(
-    cluster: Cluster, node: Node
-) -> None:
+async def test_a_killed_pod_is_no_success_and_a_replay_is_whole(cluster: Cluster, node: Node) -> None:
     async with two_pods(cluster) as pods:
         addresses = (f"{url}/v1/ag-ui/tap" for url in (pods.first, pods.second))
         async with node.running("agui.mjs", "killed", *addresses) as script:

@@ -118,7 +118,7 @@ def test_text_and_reasoning_are_messages() -> None:
     assert found[-1] == {"type": "RUN_FINISHED", **NAMES, "metadata": {"finishReason": "stop"}}
 
 
-def test_a_call_belongs_to_the_message_before_it_and_text_after_its_result_is_the_next_message() -> None:
+def test_text_after_a_result_is_the_next_message() -> None:
     found = run(["a", CALL, RESULT, "b", END])
     assert kinds(found)[4:9] == [
         *("TOOL_CALL_START", "TOOL_CALL_ARGS", "TOOL_CALL_END", "TOOL_CALL_RESULT", "TEXT_MESSAGE_START")
@@ -128,13 +128,13 @@ def test_a_call_belongs_to_the_message_before_it_and_text_after_its_result_is_th
     assert found[8]["messageId"] == f"{ANSWER}_2"
 
 
-def test_a_call_of_the_client_has_no_result_and_one_that_the_generator_left_gets_one() -> None:
+def test_only_a_call_of_the_client_has_no_result() -> None:
     assert "TOOL_CALL_RESULT" not in kinds(run([CALL | {"run_by": "client"}, END]))
     (result,) = [event for event in run([CALL | {"run_by": "generator"}, END]) if event["type"] == "TOOL_CALL_RESULT"]
     assert result["content"] == "Error: this call has no result."
 
 
-def test_a_call_with_an_id_of_an_earlier_message_is_renamed_and_its_result_too() -> None:
+def test_a_call_with_an_id_of_an_earlier_message_is_renamed() -> None:
     found = run([CALL | {"id": "old"}, RESULT | {"id": "old"}, END])
     assert {event["toolCallId"] for event in found if "toolCallId" in event} == {"old-2"}
     # The result of a call that was approved belongs to the earlier message.
@@ -149,7 +149,7 @@ def test_a_restarted_answer_replaces_what_the_client_has(restarted: Events) -> N
     assert [one["content"] for one in whole] == ["Hi", *(["again"] if len(restarted) > 1 else []), "b"]
 
 
-def test_a_reset_without_the_messages_before_it_is_an_error_and_before_any_output_nothing() -> None:
+def test_a_reset_is_an_error_without_the_messages_before_it() -> None:
     found = run(["a", RESET, "b", END], Run("t", "r", STREAM_ID.hex))
     assert (found[-1]["type"], found[-1]["code"]) == ("RUN_ERROR", "reset")
     assert run([RESET, "b", END]) == run(["b", END])

@@ -27,7 +27,7 @@ AG_UI: list[dict[str, Any]] = [
     {"id": "6", "role": "activity", "activityType": "plan", "content": {}},
     {"id": "7", "role": "assistant", "content": "Done."},
 ]
-CHAT = [
+CHAT: list[dict[str, Any]] = [
     {"role": "developer", "content": "Be brief."},
     {
         "role": "user",
