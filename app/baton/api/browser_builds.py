@@ -63,5 +63,5 @@ async def build(request: Request) -> AsgiResponse:
     name = request.path_params["file"]
     if name not in names():
         known = ", ".join(sorted(names()))
-        raise NotHere(f"This pod has no build {name!r:.80} of the client. It has {known}.")
+        raise NotHere(f"There is no build {name!r:.80} of the client. The address serves {known}.")
     return pages.sent(request, pages.File.at(f"{FOLDER}/{name}"), {**_PUBLIC, "cache-control": _FOREVER})

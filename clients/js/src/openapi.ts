@@ -422,7 +422,7 @@ export interface components {
         };
         /**
          * ReasoningEvent
-         * @description A chunk of the reasoning.
+         * @description A chunk of the reasoning. Its provider may sign the chunks before it, or send some that only it can read.
          */
         ReasoningEvent: {
             /**
@@ -431,12 +431,14 @@ export interface components {
              */
             type: "reasoning";
             delta: string;
+            signature?: string;
+            redacted?: string;
         };
         /**
          * @description Why a request is refused.
          * @enum {string}
          */
-        RefusalCode: "bad_request" | "header_timeout" | "body_timeout" | "header_too_large" | "invalid_request" | "malformed_cursor" | "unauthenticated" | "forbidden" | "stream_not_found" | "stream_expired" | "cursor_beyond_tail" | "path_taken" | "not_appendable" | "content_type_mismatch" | "stream_closed" | "stream_seq_conflict" | "producer_gap" | "producer_fenced" | "forks_not_supported" | "subscriptions_not_supported" | "offset_gone" | "messages_missing" | "raw_content" | "stream_ended" | "inbox_full" | "answer_running" | "conversation_changed" | "conversation_gone" | "previous_response_not_found" | "request_too_large" | "input_too_large" | "message_too_large" | "stream_full" | "too_many_producers" | "reserved_generator" | "log_damaged" | "idempotency_conflict" | "unknown_generator" | "model_not_found" | "not_found" | "method_not_allowed" | "http_1_1_required" | "unavailable" | "older_code_running" | "create_rate_limited" | "read_rate_limited" | "append_rate_limited" | "too_many_queries" | "too_many_streams" | "too_many_subscribers" | "too_many_connections" | "pod_full" | "request_memory_full" | "still_running" | "internal_error";
+        RefusalCode: "bad_request" | "header_timeout" | "body_timeout" | "header_too_large" | "invalid_request" | "malformed_cursor" | "unauthenticated" | "forbidden" | "stream_not_found" | "stream_expired" | "cursor_beyond_tail" | "path_taken" | "not_appendable" | "content_type_mismatch" | "stream_closed" | "stream_seq_conflict" | "producer_gap" | "producer_fenced" | "forks_not_supported" | "subscriptions_not_supported" | "token_count_not_supported" | "message_batches_not_supported" | "langgraph_not_supported" | "nothing_to_resume" | "offset_gone" | "messages_missing" | "raw_content" | "stream_ended" | "inbox_full" | "answer_running" | "conversation_changed" | "conversation_gone" | "previous_response_not_found" | "request_too_large" | "input_too_large" | "message_too_large" | "stream_full" | "too_many_producers" | "reserved_generator" | "log_damaged" | "idempotency_conflict" | "unknown_generator" | "model_not_found" | "not_found" | "method_not_allowed" | "http_1_1_required" | "unavailable" | "older_code_running" | "create_rate_limited" | "read_rate_limited" | "append_rate_limited" | "too_many_queries" | "too_many_streams" | "too_many_subscribers" | "too_many_connections" | "pod_full" | "request_memory_full" | "still_running" | "internal_error";
         /**
          * ResetEvent
          * @description Discard what came before: the answer starts again.
