@@ -1,8 +1,8 @@
 """The dialects of AI SDK 3.4 and 4: their data stream protocol, one part a line, `code:json`.
 
-A page takes a missing end for success. So an answer that does not end well has the error part `3`, on which a page
-throws. The connection ends cleanly after it: a cut one can make the page lose the part. A connection that ends without
-the last part is cut. The protocol cannot take text back, and has no part for an answer that was stopped: both are errors.
+A page takes a missing end for success. So an answer that does not end well has the error part `3`, on which it throws.
+The connection ends cleanly after it: a cut one can make the page lose the part. A connection that ends without the
+last part is cut. The protocol cannot take text back, and has no part for an answer that was stopped: both are errors.
 
 A page runs each call of the part `9` at once. So a call is sent as `b` and `c`, which it only shows, and then either as
 `a`, with the result of the generator, or as `9` when the answer ends. A call that the user was asked about gets
