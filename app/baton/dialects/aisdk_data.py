@@ -1,7 +1,8 @@
 """The dialects of AI SDK 3.4 and 4: their data stream protocol, one part a line, `code:json`.
 
-A page takes a missing end for success. So an answer that does not end well has the error part `3`, and its connection
-is cut. The protocol cannot take text back, and has no part for an answer that was stopped: both are errors.
+A page takes a missing end for success. So an answer that does not end well has the error part `3`, on which it throws.
+The connection ends cleanly after it: a cut one can make the page lose the part. A connection that ends without the
+last part is cut. The protocol cannot take text back, and has no part for an answer that was stopped: both are errors.
 
 A page runs each call of the part `9` at once. So a call is sent as `b` and `c`, which it only shows, and then either as
 `a`, with the result of the generator, or as `9` when the answer ends. A call that the user was asked about gets
@@ -90,7 +91,7 @@ class _Parts:
     def fail(self, code: str, message: str) -> None:
         """Add the error, which is the last part that a page reads. It gets only the text."""
         self.line(b"3", f"{message} ({code})")
-        self.over = "cut"
+        self.over = "ended"
 
     def _begin(self) -> None:
         """Prepare for output of the model: what follows a result is a new step."""
@@ -203,10 +204,10 @@ class AiSdkData:
         return self.comment
 
     def broken(self, state: DataState, code: str, message: str) -> tuple[bytes, Over]:
-        """Return an error, and cut the connection."""
+        """Return an error."""
         parts = _Parts(state, self._version)
         parts.fail(code, message)
-        return b"".join(parts.lines), "cut"
+        return b"".join(parts.lines), "ended"
 
 
 def _usage(counts: Event | None) -> dict[str, int]:
