@@ -259,6 +259,20 @@ test("a refusal in the middle of an answer ends it with its code", async () => {
   });
 });
 
+test("an error discards none of the chunks that came before it, though nobody has read them yet", async () => {
+  const failed = [...CHUNKS.slice(0, 5), { type: "error", errorText: "It is tired. (tired)" }];
+  await door(({ query }, response) => send(query, response, { chunks: failed }), async (transport) => {
+    const stream = await transport.sendMessages(sent());
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    const found = [];
+    const reading = (async () => {
+      for await (const chunk of stream) found.push(chunk);
+    })();
+    await assert.rejects(reading, { name: "BatonError", code: "tired" });
+    assert.deepEqual(found, CHUNKS.slice(0, 5));
+  });
+});
+
 test("a response that is not a pod's is refused", async () => {
   await door((_, response) => response.end("<html>"), async (transport) => {
     await assert.rejects(transport.sendMessages(sent()), { name: "BatonError", code: "unexpected_response" });

@@ -225,9 +225,8 @@ async def test_two_tabs_that_start_a_chat_at_once_get_one_stream(
 async def test_a_repeated_request_gets_the_answer_that_it_created(
     cluster: Cluster, model: Model, pods: tuple[RunningPod, RunningPod]
 ) -> None:
-    for number, fields in enumerate(
-        ({"message": user("A")}, {"message": user("B")}, {"trigger": "regenerate-message"})
-    ):
+    turns: list[dict[str, Any]] = [{"message": user("A")}, {"message": user("B")}, {"trigger": "regenerate-message"}]
+    for number, fields in enumerate(turns):
         found = set()
         for pod, key in ((pods[0], "k"), (pods[1], "k"), (pods[0], "other")):
             keyed = {"idempotency-key": f"{key}{number}"}
