@@ -1,17 +1,45 @@
-"""One run, followed in all dialects at once, from two pods."""
+"""One answer, followed in all dialects and by all clients at once."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Final
+from uuid import UUID
 
+import durable_streams
+import httpx
 import httpx2
 import orjson
-from openai import AsyncOpenAI
-from tests.clients.pods import ANSWER, WORDS
+import pytest
+from bench.packages import INSTALL_SECONDS
+from langgraph_sdk import get_client
+from openai import APIError, AsyncOpenAI
+from tests.clients.balancer import balancer
+from tests.clients.browsing import EXPECTED, browsing, needs_chromium
+from tests.clients.node import Node
+from tests.clients.pods import ANSWER, WORDS, two_pods
 from tests.support.cluster import Cluster, Tap
 from tests.support.follower import frames_after, texts
 from tests.support.logbook import until
+from tools.js_client import build
+
+from baton import Client
+
+# What a killed pod does to each client: nothing but a pause, a replay on request, or an error without a way back.
+DOORS: Final[Mapping[str, str]] = {
+    "Anthropic": "replayed",
+    "EventSource": "resumed",
+    "baton-stream": "resumed",
+    "Responses": "resumed",
+    "LangGraph": "resumed",
+    "AG-UI": "replayed",
+    "useChat": "replayed",
+    "batonChatTransport": "resumed",
+    "AI SDK 4": "replayed",
+    "plain text": "cut",
+}
+HALF: Final = 300
 
 
 async def test_all_dialects_send_the_same_text(cluster: Cluster) -> None:
@@ -67,3 +95,122 @@ async def ai_sdk(client: httpx2.AsyncClient, url: str, chat_id: str) -> str:
 
 async def plain(client: httpx2.AsyncClient, url: str, stream_id: str) -> str:
     return (await client.get(f"{url}/v1/streams/{stream_id}/events", headers={"accept": "text/plain"})).text
+
+
+@needs_chromium
+@pytest.mark.timeout(INSTALL_SECONDS + 120)
+async def test_a_killed_pod_costs_no_client_its_answer(cluster: Cluster, node: Node) -> None:
+    """Each client resumes exactly, gets the answer again on request, or reports the cut."""
+    package = node.folder / "baton-stream"
+    package.mkdir()
+    build(package)
+    async with two_pods(cluster) as pods, balancer(pods.first, pods.second) as url:
+        half = WORDS[HALF - 1]
+        async with node.running("all_doors.mjs", url, half, url=url) as script, browsing(expected=EXPECTED) as page:
+            created = await script.says("created")
+            assert set(created["doors"]) == DOORS.keys()
+            stream_id, texts_so_far = created["id"], {name: Growing() for name in PYTHON}
+            await page.goto(f"{url}/healthz")  # has no policy that forbids scripts
+            in_page = asyncio.create_task(page.evaluate(IN_PAGE, stream_id))
+            in_python = [asyncio.create_task(read(url, stream_id, texts_so_far[name])) for name, read in PYTHON.items()]
+            viewers = len(DOORS) + len(PYTHON) + 2
+            await until(lambda: subscribers(cluster.client, pods.first, viewers))
+            pods.say(*WORDS[:HALF])
+            for _ in DOORS:
+                await script.says("half")
+            await until(lambda: all(half in growing.text for growing in texts_so_far.values()))
+            await page.wait_for_function("half => Object.values(window.texts).every((t) => t.includes(half))", arg=half)
+            await pods.kill()
+            pods.say(*WORDS[HALF:])
+            pods.finish()
+            said = await script.rest()
+            await asyncio.gather(*in_python)
+            assert await in_page == {"EventSource": ANSWER, "baton-stream": ANSWER}
+    ends = {line["door"]: line for line in said if line["event"] == "end"}
+    assert {door: end["how"] for door, end in ends.items()} == DOORS
+    whole = dict.fromkeys(DOORS, ANSWER) | {"plain text": "".join(WORDS[:HALF])}
+    assert {door: end["text"] for door, end in ends.items()} == whole
+    assert {name: growing.text for name, growing in texts_so_far.items()} == dict.fromkeys(PYTHON, ANSWER)
+
+
+class Growing:
+    """What a client has of the answer."""
+
+    text = ""
+
+
+async def subscribers(client: httpx2.AsyncClient, url: str, wanted: int) -> bool:
+    metrics = (await client.get(f"{url}/metrics")).text
+    return f"baton_subscribers {wanted}.0" in metrics.splitlines()
+
+
+async def by_client(url: str, stream_id: str, growing: Growing) -> None:
+    async with Client(url) as client:
+        async for received in client.follow(UUID(stream_id)):
+            if received.event["type"] == "text":
+                growing.text += received.event["delta"]
+
+
+async def by_langgraph(url: str, stream_id: str, growing: Growing) -> None:
+    client = get_client(url=f"{url}/v1/langgraph")
+    async for part in client.runs.join_stream("42", stream_id, stream_mode="messages-tuple"):
+        if part.event == "messages" and part.data[0]["type"] == "AIMessageChunk":
+            growing.text += part.data[0]["content"]
+
+
+async def by_responses(url: str, stream_id: str, growing: Growing) -> None:
+    last: Any = {}
+    async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        while True:
+            try:
+                response = f"resp_{stream_id.replace('-', '')}"
+                async for event in await client.responses.retrieve(response, stream=True, **last):
+                    last = {"starting_after": event.sequence_number}
+                    if event.type == "response.output_text.delta":
+                        growing.text += event.delta
+                return
+            except (APIError, httpx.HTTPError):
+                await asyncio.sleep(0.1)
+
+
+async def by_durable_streams(url: str, stream_id: str, growing: Growing) -> None:
+    offset, closed = "-1", False
+    while not closed:
+        try:
+            async with durable_streams.astream(
+                f"{url}/v1/stream/{stream_id}", offset=offset, live="long-poll"
+            ) as response:
+                async for events in batches(response):
+                    growing.text += "".join(event["delta"] for event in events if event["type"] == "text")
+                    offset, closed = response.offset, any(event["type"] == "done" for event in events)
+        except (durable_streams.DurableStreamError, httpx.HTTPError):
+            await asyncio.sleep(0.1)
+
+
+async def batches(response: Any) -> AsyncIterator[list[dict[str, Any]]]:
+    async for batch in response.iter_json_batches():
+        yield batch.items
+
+
+PYTHON: Final = {
+    "baton.Client": by_client,
+    "LangGraph": by_langgraph,
+    "Responses": by_responses,
+    "Durable Streams": by_durable_streams,
+}
+IN_PAGE: Final = """async (id) => {
+  const texts = (window.texts = { EventSource: "", "baton-stream": "" });
+  const { follow } = await import("/client.js");
+  const add = (name, event) => (texts[name] += event.type === "text" ? event.delta : "");
+  const source = new EventSource(`/v1/streams/${id}/events`);
+  const ended = new Promise((resolve) => {
+    source.onmessage = ({ data }) => {
+      const event = JSON.parse(data);
+      add("EventSource", event);
+      if (event.type === "done") resolve(source.close());
+    };
+  });
+  for await (const event of follow({ url: location.origin, id })) add("baton-stream", event);
+  await ended;
+  return texts;
+}"""

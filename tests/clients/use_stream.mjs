@@ -1,12 +1,10 @@
-// A page with `useStream` that is reloaded in the middle of an answer: `node use_stream.mjs <url> <thread>`. With the id
+// A page with `useStream` that is reloaded in the middle of an answer: `node use_stream.mjs <thread>`. With the id
 // of a run, it is only loaded, and follows that run to its end.
 import { mount, say } from "./react.mjs";
+import { useThread } from "./use_thread.mjs";
 
-const { useStream } = await import("@langchain/langgraph-sdk/react");
-
-const [url, threadId, runId] = process.argv.slice(2);
-const options = { apiUrl: `${url}/v1/langgraph`, assistantId: "tap", threadId, reconnectOnMount: true };
-const page = () => mount(() => useStream({ ...options, messagesKey: "messages" }));
+const [threadId, runId] = process.argv.slice(2);
+const page = () => mount(() => useThread(threadId));
 const textOf = (shown) => shown.messages.at(-1)?.content ?? "";
 
 if (runId) {
