@@ -208,26 +208,27 @@ class _Content:
 
     def __init__(self) -> None:
         self.blocks: list[Fields] = []
-        self._arguments = Chain()
+        self._texts: list[str] = []  # of the open block
 
     def add(self, event: Fields) -> None:
         """Add an event."""
         if event["type"] == "content_block_start":
             self.blocks.append(dict(event["content_block"]))
-            self._arguments = Chain()
+            self._texts = []
         elif event["type"] == "content_block_delta":
             delta, block = event["delta"], self.blocks[-1]
-            match delta["type"]:
-                case "input_json_delta":
-                    self._arguments = self._arguments.plus(delta["partial_json"])
-                case "text_delta":
-                    block["text"] += delta["text"]
-                case "thinking_delta":
-                    block["thinking"] += delta["thinking"]
-                case "signature_delta":
-                    block["signature"] = delta["signature"]
-        elif event["type"] == "content_block_stop" and self.blocks[-1]["type"] == "tool_use":
-            self.blocks[-1]["input"] = _input(str(self._arguments))
+            if delta["type"] == "signature_delta":
+                block["signature"] = delta["signature"]
+            else:
+                self._texts.append(delta[_DELTAS[block["type"]][1]])
+        elif event["type"] == "content_block_stop":
+            self._complete(self.blocks[-1], "".join(self._texts))
+
+    def _complete(self, block: Fields, text: str) -> None:
+        if block["type"] == "tool_use":
+            block["input"] = _input(text)
+        elif text:
+            block[_DELTAS[block["type"]][1]] = text
 
 
 def message_id(stream_id: UUID) -> str:
@@ -393,7 +394,8 @@ def _argued(state: MessagesState, place: int, delta: str) -> tuple[MessagesState
     if block is not None and block.call == place:
         state = replace(state, open=replace(block, content=block.content.plus(delta)))
         found = [_delta(state.number, "tool_use", delta)] if delta else []
-        state, more = _released(state)
+        # Only a brace can complete them. Without this check each delta would have all of them parsed.
+        state, more = _released(state) if "}" in delta else (state, [])
         return state, found + more
     for number, each in enumerate(state.waiting):
         if each.call == place:
