@@ -28,6 +28,7 @@ from ..dialects.agui_events import Run
 from ..errors import (
     InboxFull,
     InvalidRequest,
+    MessageTooLarge,
     ReservedGenerator,
     StreamEnded,
     UnknownGenerator,
@@ -128,7 +129,7 @@ async def stop_run(request: Request) -> AsgiResponse:
     "/v1/ag-ui/{generator:any}",
     "create",
     {200: Returns(f"The run: {_EVENTS}.", {EVENTS: AgUiEvent})},
-    refusals=(*CREATING, *JOINING, UnknownGenerator, ReservedGenerator, StreamEnded, InboxFull),
+    refusals=(*CREATING, *JOINING, UnknownGenerator, ReservedGenerator, StreamEnded, InboxFull, MessageTooLarge),
     body=RunAgentInput,
 )
 async def run_agent(request: Request) -> AsgiResponse:
