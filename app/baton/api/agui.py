@@ -33,9 +33,8 @@ from ..errors import (
     StreamEnded,
     UnknownGenerator,
 )
-from . import actions, agui_resuming, aisdk_approvals, aisdk_turns, opening, waiting_answers
+from . import actions, agui_resuming, aisdk_approvals, aisdk_turns, opening, stopping, waiting_answers
 from .agui_bodies import RunAgentInput, as_json, calls_of, places_of, shown, thoughts_of
-from .aisdk import Stopped
 from .aisdk_approvals import Answered
 from .aisdk_conversations import beside_input
 from .event_types import AgUiEvent
@@ -46,14 +45,13 @@ from .refusals import CREATING, FOLLOWING, JOINING, STREAM
 from .request import (
     AsgiResponse,
     common_headers,
-    json_answer,
     key_lifetime_seconds,
     pod_of,
     principal_of,
     require_events,
 )
 from .request_body import parse_json, read_body, read_input, release_body
-from .routing import EVENTS, JSON, Returns, Routes
+from .routing import EVENTS, Returns, Routes
 from .validation import validated
 
 Json = dict[str, Any]
@@ -106,22 +104,13 @@ async def connect(request: Request) -> AsgiResponse:
     "POST",
     "/v1/ag-ui/{generator:any}/runs/{run:any}/stop",
     "cancel",
-    {
-        200: Returns("It has ended.", {JSON: Stopped}),
-        202: Returns("Its generator was asked to stop.", {JSON: Stopped}),
-        204: Returns("There is nothing to stop."),
-    },
+    stopping.ANSWERS,
     refusals=(*STREAM, InvalidRequest),
     narrow=True,
 )
 async def stop_run(request: Request) -> AsgiResponse:
     """Ask the generator of a run to stop."""
-    stream = await _find(request, request.path_params["run"])
-    if stream is None or stream.ended:
-        return Response(status_code=204, headers=common_headers(request))
-    stream, stopping = await actions.cancel(request, stream.id)
-    content: Stopped = {"id": str(stream.id), "status": stream.status}
-    return json_answer(request, content, status=202 if stopping else 200)
+    return await stopping.stop(request, await _find(request, request.path_params["run"]))
 
 
 @ROUTES.route(

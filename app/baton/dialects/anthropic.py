@@ -22,7 +22,7 @@ from uuid import UUID
 import orjson
 from typing_extensions import TypedDict
 
-from ..codes import EndCode, RefusalCode
+from ..codes import EndCode, RefusalCode, status_of_end
 from ..db.event_log import Batch
 from ..db.streams import Stream
 from ..events import RESET_HEAD, begins_call, escape_line_ends
@@ -49,8 +49,6 @@ _ERROR_TYPES: Final = {
     501: "invalid_request_error",
     503: "overloaded_error",
 }
-# The statuses of answers that failed. The others get 500.
-_STATUSES: Final = {"invalid_input": 400, "provider_invalid_request": 400, "provider_rate_limited": 429}
 
 
 class ErrorDetails(TypedDict):
@@ -240,11 +238,6 @@ def error_of(status: int, code: str, message: str) -> ErrorContent:
     """Return an error as Anthropic's clients read it."""
     kind = _ERROR_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
     return {"type": kind, "message": message, "details": {"error_code": code}}
-
-
-def status_of(code: str) -> int:
-    """Return the status of an answer that failed or was cancelled."""
-    return 409 if code == "cancelled" else _STATUSES.get(code, 500)
 
 
 def _message(stream: Stream, content: list[Fields]) -> Message:
@@ -513,7 +506,7 @@ def _usage(tokens: Tokens | None) -> Usage:
 
 
 def _error(code: str, message: str) -> Fields:
-    return {"type": "error", "error": error_of(status_of(code), code, message)}
+    return {"type": "error", "error": error_of(status_of_end(code), code, message)}
 
 
 def _frame(event: Fields) -> bytes:
