@@ -1,4 +1,4 @@
-"""The table of AI SDK versions in docs/clients.md: what it says is what happens in Chromium, with two pods."""
+"""The table of AI SDK versions in docs/ai-sdk.md: what it says is what happens in Chromium, with two pods."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from bench.packages import INSTALL_SECONDS
 from tests.clients.browsing import needs_chromium
 from tests.clients.chat_pages import API, SDKS, ChatPage, answers, ask, chat_page, parts, show
-from tests.clients.node import CLIENTS, HERE, Node
+from tests.clients.node import AI_SDK, HERE, Node
 from tests.clients.pods import WORDS
 from tests.support.cluster import Cluster
 
@@ -33,7 +33,7 @@ COLUMNS: Final = ("send", "stop", "reload", "resume", "client tools")
 
 def table() -> dict[str, dict[str, str]]:
     """The table's rows by their first column, each a mapping from the names of the columns."""
-    section = CLIENTS.read_text().split("### Versions\n")[1].split("\n### ")[0]
+    section = AI_SDK.read_text().split("## Versions\n")[1].split("\n## ")[0]
     rows = [re.split(r"\s*\|\s*", line.strip("| ")) for line in section.splitlines() if line.startswith("|")]
     return {row[0]: dict(zip(rows[0], row, strict=True)) for row in rows[2:]}
 
