@@ -21,8 +21,9 @@ CLIENTS = DOCS / "clients.md"
 AI_SDK = DOCS / "ai-sdk.md"
 SDKS = DOCS / "sdks.md"
 JAVASCRIPT = DOCS / "javascript.md"
+REACT_NATIVE = DOCS / "react-native.md"
 PRODUCERS = DOCS / "producers.md"
-CLIENT_PAGES = (CLIENTS, AI_SDK, SDKS, JAVASCRIPT)
+CLIENT_PAGES = (CLIENTS, AI_SDK, SDKS, JAVASCRIPT, REACT_NATIVE)
 
 
 @dataclass(slots=True)
