@@ -57,7 +57,7 @@ async def follow_or_wait(
     Raises:
         RequestError: it cannot be followed just now.
     """
-    cancel = None if can_return(request) else _cancelling(request, stream.id)
+    cancel = None if can_return(request) else cancelling(request, stream.id)
     if begun is not None:
         begin = Opening(dialect=form.dialect, begun=begun, on_gone=cancel, headers=form.headers)
         return await follow_created(request, stream, begin, form.unfollowable)
@@ -88,7 +88,9 @@ async def follow_created(
     return await opening.follow(request, stream.id, replace(begin, on_passing=refuse))
 
 
-def _cancelling(request: Request, stream_id: UUID) -> Callable[[], Awaitable[None]]:
+def cancelling(request: Request, stream_id: UUID) -> Callable[[], Awaitable[None]]:
+    """Return what cancels a stream when its client has left. Nobody is there to get an error: it is logged."""
+
     async def cancel() -> None:
         try:
             await actions.cancel(request, stream_id)

@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 from ..dialects.anthropic import ErrorContent, error_of
 from ..errors import RequestError
 from ..observability import request_ids
-from .error_forms import answered_by, headers_of
+from .error_forms import answered_by, headers_for_sdks
 from .request import json_answer
 from .routing import JSON, ErrorForm
 
@@ -26,7 +26,7 @@ class AnthropicErrorAnswer(TypedDict):
 
 def refusal(request: Request, error: RequestError) -> Response:
     """Answer an error."""
-    headers = headers_of(request, error) | request_id_header()
+    headers = headers_for_sdks(error) | request_id_header()
     return json_answer(request, error_body(error.status, error.code, str(error)), status=error.status, headers=headers)
 
 
@@ -41,5 +41,4 @@ def request_id_header() -> dict[str, str]:
     return {} if request_id is None else {"request-id": request_id}
 
 
-in_anthropic_form: Final = answered_by(refusal)
-ANTHROPIC_ERROR: Final = ErrorForm(JSON, AnthropicErrorAnswer, in_anthropic_form)
+ANTHROPIC_ERROR: Final = ErrorForm(JSON, AnthropicErrorAnswer, answered_by(refusal))

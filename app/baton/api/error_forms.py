@@ -21,7 +21,15 @@ Refusal = Callable[[Request, RequestError], Response]
 
 
 def answered_by(refusal: Refusal) -> Callable[[Handler], Handler]:
-    """Return what lets a handler answer its errors by `refusal`."""
+    """Return what lets a handler answer its errors by `refusal`.
+
+    Before the pod has started, the errors are raised: the application answers them.
+    """
+
+    def answer(request: Request, error: RequestError) -> Response:
+        if getattr(request.app.state, "pod", None) is None:
+            raise error
+        return refusal(request, error)
 
     def around(handler: Handler) -> Handler:
         @functools.wraps(handler)
@@ -30,26 +38,20 @@ def answered_by(refusal: Refusal) -> Callable[[Handler], Handler]:
                 return await handler(request)
             except RequestError as error:
                 problems.note(request, error)
-                return refusal(request, error)
+                return answer(request, error)
             except HTTPException:
                 raise
             except Exception:
                 logger.exception("%s %s", request.method, problems.path_of(request))
-                return refusal(request, InternalError(POD_FAULT))
+                return answer(request, InternalError(POD_FAULT))
 
         return endpoint
 
     return around
 
 
-def headers_of(request: Request, error: RequestError) -> dict[str, str]:
-    """Return the headers of a refusal. SDKs retry by status: a header stops them if the same error would repeat.
-
-    Raises:
-        RequestError: it is `error`, since the pod has not started; the application answers it.
-    """
-    if getattr(request.app.state, "pod", None) is None:
-        raise error
+def headers_for_sdks(error: RequestError) -> dict[str, str]:
+    """Return the headers of a refusal. SDKs retry by status: a header stops them if the same error would repeat."""
     headers = problems.error_headers(error)
     if not isinstance(error, PassingError):
         headers["x-should-retry"] = "false"

@@ -8,13 +8,11 @@ routes. A run without a thread gets a thread of its own.
 from __future__ import annotations
 
 import asyncio
-import logging
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
-import asyncpg
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -30,7 +28,6 @@ from ..errors import (
     LangGraphNotSupported,
     MessageTooLarge,
     NothingToResume,
-    RequestError,
     RequestMemoryFull,
     ReservedGenerator,
     StreamEnded,
@@ -38,6 +35,8 @@ from ..errors import (
 )
 from ..events import MAX_SEQ, parse_cursor
 from . import actions, langgraph_reading, langgraph_turns, opening
+from .admission import Handler
+from .answering import cancelling
 from .event_types import LangGraphEvent
 from .following import require_followable, require_staying
 from .langgraph_bodies import CancelRun, CreateRun, JoinRun, ListRuns, RunContent, modes_of
@@ -51,8 +50,6 @@ from .request import AsgiResponse, charge_rows, common_headers, header_of, json_
 from .request_body import parse_json, read_body, release_body
 from .routing import EVENTS, JSON, AnswerHeader, Parameter, Returns, Routes
 from .validation import validated
-
-logger = logging.getLogger(__name__)
 
 PREFIX: Final = "/v1/langgraph"
 THREAD: Final = {"type": "string", "minLength": 1, "description": "The id of a thread: `metadata.chat` of its streams."}
@@ -83,6 +80,7 @@ _STARTING: Final = (
 _LOCATION: Final = AnswerHeader("location", "Where to follow the run, relative to the base URL of LangGraph's clients.")
 _RUN_LOCATION: Final = AnswerHeader("content-location", "The run, relative to the base URL of LangGraph's clients.")
 _FRAMES: Final = Returns("The events of the run.", {EVENTS: LangGraphEvent}, (_LOCATION, _RUN_LOCATION))
+_CREATED: Final = Returns("The run.", {JSON: RunContent}, (_RUN_LOCATION,))
 _RESULT: Final = Returns(
     "The values of the thread; `__interrupt__` in them is what it waits for. Or `__error__`.", {JSON: dict[str, Any]}
 )
@@ -90,85 +88,50 @@ _RESULT: Final = Returns(
 ROUTES: Final = Routes("LangGraph", path={"thread": THREAD, "run": RUN}, form=LANGGRAPH_ERROR)
 
 
-@ROUTES.route(
-    "POST",
-    PREFIX + "/runs/stream",
-    "create",
-    {200: _FRAMES},
-    refusals=_STARTING,
-    body=CreateRun,
-    parameters=(IDEMPOTENCY_KEY,),
-)
+def _beginning(path: str, answer: Returns) -> Callable[[Handler], Handler]:
+    """Return the decorator of a route that begins a run."""
+    return ROUTES.route(
+        "POST",
+        PREFIX + path,
+        "create",
+        {200: answer},
+        refusals=_STARTING,
+        body=CreateRun,
+        parameters=(IDEMPOTENCY_KEY,),
+    )
+
+
+@_beginning("/runs/stream", _FRAMES)
 async def stream_new_thread(request: Request) -> AsgiResponse:
     """Begin a run of a new thread, and follow it."""
     return await _stream(request, _new_thread())
 
 
-@ROUTES.route(
-    "POST",
-    PREFIX + "/threads/{thread}/runs/stream",
-    "create",
-    {200: _FRAMES},
-    refusals=_STARTING,
-    body=CreateRun,
-    parameters=(IDEMPOTENCY_KEY,),
-)
+@_beginning("/threads/{thread}/runs/stream", _FRAMES)
 async def stream_run(request: Request) -> AsgiResponse:
     """Begin a run of a thread, or answer its interrupt, and follow it."""
     return await _stream(request, request.path_params["thread"])
 
 
-@ROUTES.route(
-    "POST",
-    PREFIX + "/runs/wait",
-    "create",
-    {200: _RESULT},
-    refusals=_STARTING,
-    body=CreateRun,
-    parameters=(IDEMPOTENCY_KEY,),
-)
+@_beginning("/runs/wait", _RESULT)
 async def wait_for_new_thread(request: Request) -> AsgiResponse:
     """Begin a run of a new thread, and wait for its end."""
     return await _wait(request, _new_thread())
 
 
-@ROUTES.route(
-    "POST",
-    PREFIX + "/threads/{thread}/runs/wait",
-    "create",
-    {200: _RESULT},
-    refusals=_STARTING,
-    body=CreateRun,
-    parameters=(IDEMPOTENCY_KEY,),
-)
+@_beginning("/threads/{thread}/runs/wait", _RESULT)
 async def wait_for_run(request: Request) -> AsgiResponse:
     """Begin a run of a thread, or answer its interrupt, and wait for its end."""
     return await _wait(request, request.path_params["thread"])
 
 
-@ROUTES.route(
-    "POST",
-    PREFIX + "/runs",
-    "create",
-    {200: Returns("The run.", {JSON: RunContent}, (_RUN_LOCATION,))},
-    refusals=_STARTING,
-    body=CreateRun,
-    parameters=(IDEMPOTENCY_KEY,),
-)
+@_beginning("/runs", _CREATED)
 async def create_run_of_new_thread(request: Request) -> AsgiResponse:
     """Begin a run of a new thread."""
     return await _create(request, _new_thread())
 
 
-@ROUTES.route(
-    "POST",
-    PREFIX + "/threads/{thread}/runs",
-    "create",
-    {200: Returns("The run.", {JSON: RunContent}, (_RUN_LOCATION,))},
-    refusals=_STARTING,
-    body=CreateRun,
-    parameters=(IDEMPOTENCY_KEY,),
-)
+@_beginning("/threads/{thread}/runs", _CREATED)
 async def create_run(request: Request) -> AsgiResponse:
     """Begin a run of a thread, or answer its interrupt."""
     return await _create(request, request.path_params["thread"])
@@ -310,7 +273,7 @@ async def _follow(
         begun=await asyncio.to_thread(dialect.begin, earlier, after),
         after=after,
         headers={_LOCATION.name: f"{address}/stream?{query}", _RUN_LOCATION.name: address},
-        on_gone=_cancelling(request, there) if cancels else None,
+        on_gone=cancelling(request, there.stream.id) if cancels else None,
     )
     return await opening.follow(request, there.stream.id, begin)
 
@@ -324,7 +287,7 @@ async def _result(request: Request, there: FoundRun, *, quiet: bool = False, can
         dialect=dialect,
         begun=await asyncio.to_thread(dialect.begin, earlier),
         headers={_LOCATION.name: f"{address}/join", _RUN_LOCATION.name: address},
-        on_gone=_cancelling(request, there) if cancels else None,
+        on_gone=cancelling(request, there.stream.id) if cancels else None,
     )
     return await opening.follow(request, there.stream.id, begin)
 
@@ -334,16 +297,6 @@ def _require_cancel(request: Request, *, cancels: bool) -> bool:
     if cancels:
         principal_of(request).require("cancel")
     return cancels
-
-
-def _cancelling(request: Request, there: FoundRun) -> Callable[[], Awaitable[None]]:
-    async def cancel() -> None:
-        try:
-            await actions.cancel(request, there.stream.id)
-        except (RequestError, asyncpg.PostgresError) as error:
-            logger.warning("The client of run %s has left, but it cannot be cancelled: %r", there.run.id, error)
-
-    return cancel
 
 
 def _address(there: FoundRun) -> str:

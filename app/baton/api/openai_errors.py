@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 
 from ..dialects.openai import ErrorContent, error_of
 from ..errors import RequestError, Unauthenticated
-from .error_forms import answered_by, headers_of
+from .error_forms import answered_by, headers_for_sdks
 from .request import json_answer
 from .routing import JSON, ErrorForm
 
@@ -24,7 +24,7 @@ class ErrorAnswer(TypedDict):
 
 def refusal(request: Request, error: RequestError) -> Response:
     """Answer an error."""
-    headers = headers_of(request, error)
+    headers = headers_for_sdks(error)
     if error.status == HTTPStatus.TOO_MANY_REQUESTS:
         # The words by which OpenAI's own clients know a limit; the message says which limit it is.
         content: Any = {"error": error_of("rate_limit_exceeded", str(error), "requests")}
