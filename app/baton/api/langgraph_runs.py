@@ -38,7 +38,7 @@ from . import actions, langgraph_reading, langgraph_turns, opening
 from .admission import Handler
 from .answering import cancelling
 from .event_types import LangGraphEvent
-from .following import require_followable, require_staying
+from .following import require_followable
 from .langgraph_bodies import CancelRun, CreateRun, JoinRun, ListRuns, RunContent, modes_of
 from .langgraph_errors import LANGGRAPH_ERROR
 from .langgraph_reading import FoundRun
@@ -230,12 +230,15 @@ async def cancel_run(request: Request) -> AsgiResponse:
 
 
 async def _stream(request: Request, thread_id: str) -> AsgiResponse:
-    require_staying(request)
+    require_followable(request)
     body = await read_body(request)
     wanted = validated(CreateRun, parse_json(body))
     cancels = _require_cancel(request, cancels=wanted.on_disconnect == "cancel")
     there = await langgraph_turns.start(request, thread_id, wanted, body)
-    return await _follow(request, there, modes_of(wanted.stream_mode), 0, cancels=cancels)
+    modes = modes_of(wanted.stream_mode)
+    del body, wanted
+    release_body(request)
+    return await _follow(request, there, modes, 0, cancels=cancels)
 
 
 async def _wait(request: Request, thread_id: str) -> AsgiResponse:
