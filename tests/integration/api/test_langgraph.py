@@ -338,3 +338,20 @@ async def test_a_repeated_request_with_a_key_does_not_interrupt_its_run(
     GATE.set()
     joined = await clients[0].get(f"{runs[0].headers['content-location']}/join")
     assert texts(joined.json())[-1] == ("ai", "Slowly.")
+
+
+async def test_runs_are_listed_in_pages_by_status(clients: list[Client]) -> None:
+    client = clients[0]
+    for text in ("one", "fail", "fail", "two"):
+        await client.run(text, "wait")
+
+    async def listed(query: str) -> list[str]:
+        return [run["run_id"] for run in (await client.get(f"/threads/t/runs?{query}")).json()]
+
+    everything = await listed("limit=100")
+    assert await listed("limit=2") + await listed("limit=2&offset=2") == everything
+    good = await listed("status=success")
+    assert good == [everything[0], everything[3]]
+    assert await listed("status=success&limit=1") + await listed("status=success&limit=1&offset=1") == good
+    refused = await client.get(f"/threads/t/runs?offset={10**19}")
+    assert (refused.status_code, refused.json()["code"]) == (400, "invalid_request")
