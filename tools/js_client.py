@@ -1,7 +1,7 @@
 """Builds the npm package in clients/js, and what is committed of it: `python -m tools.js_client`.
 
 It writes `clients/js/src/openapi.ts`, the types of the OpenAPI document's native routes, and the browser build, one
-module that pods serve and the wheel holds, and states its hash in `docs/clients.md`. `--pack` also builds
+module that pods serve and the wheel holds, and states its hash in `docs/javascript.md`. `--pack` also builds
 `npm/baton-stream-<version>.tgz`, which a release publishes.
 
 `--release` notes that the build is released: from then on it cannot change, and stays until the release after the next.
@@ -34,7 +34,7 @@ TYPES: Final = Path("src") / "openapi.ts"
 BROWSER: Final = Path("baton-stream.js")
 BUILDS: Final = PROJECT / "app/baton/api" / FOLDER
 RELEASED: Final = BUILDS / "released.toml"
-PAGE: Final = PROJECT / "docs" / "clients.md"
+PAGE: Final = PROJECT / "docs" / "javascript.md"
 _SOURCES: Final = ("package.json", "tsconfig.json", "build.mjs", "sizes.mjs", "LICENSE", "README.md", "src", "test")
 _ROUTES: Final = "/v1/streams"
 _NAMED: Final = re.compile(r"/client/\d[^\s\"/]*\.js")

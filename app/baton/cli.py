@@ -141,7 +141,8 @@ def run(
         int | None, typer.Option(min=0, help="Kill the worker after this event, and let another one continue.")
     ] = None,
     dialect: Annotated[
-        str | None, typer.Option(help="Print what a client gets: native, aisdk, responses, chat, text or durable.")
+        str | None,
+        typer.Option(help="Print what a client of a dialect gets: aisdk, anthropic, langgraph, … (docs/testing.md)."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a line of JSON for each event.")] = False,
 ) -> None:

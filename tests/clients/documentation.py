@@ -10,14 +10,14 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from tests.clients.node import CLIENTS
+from tests.clients.node import SDKS
 from tests.support.logbook import DEADLINE_SECONDS
 from tests.support.processes import environment
 
 _LANGUAGE = re.compile(r"^```(\w+)$", re.MULTILINE)
 
 
-def code_of(heading: str, language: str, page: Path = CLIENTS) -> list[str]:
+def code_of(heading: str, language: str, page: Path = SDKS) -> list[str]:
     """The blocks of code below a heading, up to the next one that is not deeper."""
     level, section = re.split(rf"^(##+) {re.escape(heading)}\n", page.read_text(), maxsplit=1, flags=re.MULTILINE)[1:]
     section = re.split(rf"^#{{2,{len(level)}}} ", section, maxsplit=1, flags=re.MULTILINE)[0]
@@ -26,9 +26,9 @@ def code_of(heading: str, language: str, page: Path = CLIENTS) -> list[str]:
     return found
 
 
-def languages_of(page: Path) -> Counter[str]:
-    """How many blocks of code a page has in each language."""
-    return Counter(_LANGUAGE.findall(page.read_text()))
+def languages_of(*pages: Path) -> Counter[str]:
+    """How many blocks of code these pages have in each language."""
+    return Counter(language for page in pages for language in _LANGUAGE.findall(page.read_text()))
 
 
 @contextlib.asynccontextmanager

@@ -16,8 +16,14 @@ from bench.packages import node, npm
 from tests.support.logbook import DEADLINE_SECONDS
 
 HERE = Path(__file__).parent
-CLIENTS = HERE.parent.parent / "docs" / "clients.md"
-PRODUCERS = CLIENTS.with_name("producers.md")
+DOCS = HERE.parent.parent / "docs"
+CLIENTS = DOCS / "clients.md"
+AI_SDK = DOCS / "ai-sdk.md"
+SDKS = DOCS / "sdks.md"
+JAVASCRIPT = DOCS / "javascript.md"
+REACT_NATIVE = DOCS / "react-native.md"
+PRODUCERS = DOCS / "producers.md"
+CLIENT_PAGES = (CLIENTS, AI_SDK, SDKS, JAVASCRIPT, REACT_NATIVE)
 
 
 @dataclass(slots=True)
@@ -80,7 +86,7 @@ class Node:
 
 def documented(*pages: Path) -> dict[str, str]:
     """The modules on these pages of the documentation, by default on all, which begin with their names."""
-    text = "".join(page.read_text() for page in pages or (CLIENTS, PRODUCERS))
+    text = "".join(page.read_text() for page in pages or (*CLIENT_PAGES, PRODUCERS))
     return {match[2]: match[1] for match in re.finditer(r"```js\n(// (\S+\.mjs)\n.*?)```", text, re.DOTALL)}
 
 

@@ -1,4 +1,4 @@
-"""What a person copies from docs/clients.md works."""
+"""What a person copies from the pages about clients works."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tests.clients.balancer import HANGS_UP, LOSES_THE_ANSWER, SAYS_503, balancer
 from tests.clients.documentation import code_of, languages_of, printed_by, rest_of, running
-from tests.clients.node import CLIENTS, HERE, documented
+from tests.clients.node import AI_SDK, CLIENT_PAGES, CLIENTS, HERE, documented
 from tests.clients.pods import ANSWER, WORDS, two_pods
 from tests.support.cluster import Cluster
 from tests.support.logbook import DEADLINE_SECONDS
@@ -119,7 +119,7 @@ async def test_partial_structured_output_is_shown_as_it_grows(cluster: Cluster) 
 @pytest.mark.parametrize("approved", [False, True])
 async def test_a_tool_runs_if_the_user_approves_it(cluster: Cluster, approved: bool) -> None:
     module: dict[str, Any] = {}
-    exec(code_of("Tools", "python")[0], module)
+    exec(code_of("Approvals", "python", AI_SDK)[0], module)
     pod = await cluster.pod()
     await cluster.worker({"agent": module["generate"]})
     user = {"id": "u", "role": "user", "parts": [{"type": "text", "text": "Delete it."}]}
@@ -137,14 +137,14 @@ async def test_a_tool_runs_if_the_user_approves_it(cluster: Cluster, approved: b
 def test_all_documented_code_is_run() -> None:
     """Each module for node by a script here; the rest by the tests of this file, and the page by a browser."""
     imported = set(re.findall(r'from "\./(\S+)"', "".join(script.read_text() for script in HERE.glob("*.mjs"))))
-    modules = documented(CLIENTS)
+    modules = documented(*CLIENT_PAGES)
     assert modules.keys() <= imported
     languages = {"sh": 3, "html": 2, "python": 7, "js": len(modules), "jsx": 2, "ts": 1}
-    assert languages_of(CLIENTS) == languages
+    assert languages_of(*CLIENT_PAGES) == languages
 
 
 async def test_curl_prints_the_answer(cluster: Cluster) -> None:
     pod = await cluster.pod()
     await cluster.worker({"replay": words})
-    (command,) = code_of("curl", "sh")
+    (command,) = code_of("curl", "sh", CLIENTS)
     assert await printed_by("sh", "-c", command, url=pod.url) == TEXT

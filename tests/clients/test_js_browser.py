@@ -15,7 +15,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from tests.clients.balancer import balancer
 from tests.clients.browsing import EXPECTED, browsing, needs_chromium
-from tests.clients.node import CLIENTS
+from tests.clients.node import JAVASCRIPT
 from tests.clients.pods import ANSWER, WORDS, two_pods
 from tests.support.cluster import Cluster, echo
 from tests.support.serving import served
@@ -72,7 +72,7 @@ class Site:
 
 def bundled(package: Path, react: int, pods: str, folder: Path) -> bytes:
     """Return the page with the documented component, bundled with a version of React."""
-    component = re.search(r"```jsx\n(// answer\.jsx\n.*?)```", CLIENTS.read_text(), re.DOTALL)
+    component = re.search(r"```jsx\n(// answer\.jsx\n.*?)```", JAVASCRIPT.read_text(), re.DOTALL)
     assert component is not None
     source = package / f"page-{react}"
     source.mkdir()
@@ -138,7 +138,7 @@ ASKS: Final = """
 
 
 def documented(language: str, beginning: str) -> str:
-    found = re.search(rf"```{language}\n({re.escape(beginning)}.*?)```", CLIENTS.read_text(), re.DOTALL)
+    found = re.search(rf"```{language}\n({re.escape(beginning)}.*?)```", JAVASCRIPT.read_text(), re.DOTALL)
     assert found is not None
     return found[1]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -267,15 +267,30 @@ async def failure(scene: Scene) -> None:
     assert [texts(one) for one in failed["messages"]] == [texts(one) for one in await scene.stored("failure")]
 
 
-SCENES: Final = (reload, disconnect, sleep, two_tabs, leave, client_tool, approval, failure, stop, deploy, kill)
+async def no_approval(scene: Scene) -> None:
+    """AI SDK 5 cannot ask: the page shows a call without a result, and no error."""
+    await scene.ask("approval", WORDS[0], CALL)
+    scene.finish({"type": "tool_approval", "id": "c"})
+    asked = await scene.page.until("s.messages.at(-1).metadata?.status && s.status === 'ready'")
+    states = [part["state"] for part in asked["messages"][1]["parts"] if "toolCallId" in part]
+    assert (asked["error"], states) == (None, ["input-available"])
+
+
+Happens = Callable[[Scene], Awaitable[None]]
+SCENES: Final[Sequence[Happens]] = (
+    *(reload, disconnect, sleep, two_tabs, leave, client_tool, approval, failure, stop, deploy, kill),
+)
+
+
+def scenes_of(version: str) -> Sequence[Happens]:
+    """What happens to a page of a version of the AI SDK."""
+    return [no_approval if happens is approval and version == "5" else happens for happens in SCENES]
 
 
 @pytest.mark.parametrize("version", ["5", "6", "7"])
 async def test_a_page_ends_with_the_messages_of_the_log(cluster: Cluster, node: Node, version: str) -> None:
     async with scene_of(cluster, node, version) as scene:
-        for happens in SCENES:
-            if happens is approval and version == "5":
-                continue  # it has none
+        for happens in scenes_of(version):
             await happens(scene)
 
 

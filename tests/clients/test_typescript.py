@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from bench.packages import INSTALL_SECONDS, node, npm
 from tests.clients.balancer import balancer
-from tests.clients.node import CLIENTS, HERE, Node
+from tests.clients.node import HERE, SDKS, Node
 from tests.clients.pods import ANSWER, WORDS, two_pods
 from tests.support.cluster import Cluster
 from tests.support.processes import finished
@@ -52,7 +52,7 @@ async def test_a_generated_client_creates_follows_and_is_refused(cluster: Cluste
 
 async def generate(folder: Path, url: str) -> None:
     """Make the types of the pod's document, and compile the documentation's client with what uses it."""
-    (code,) = re.findall(r"```ts\n(// baton\.ts\n.*?)```", CLIENTS.read_text(), re.DOTALL)
+    (code,) = re.findall(r"```ts\n(// baton\.ts\n.*?)```", SDKS.read_text(), re.DOTALL)
     (folder / "baton.ts").write_text(code.replace("http://localhost:8001", url))
     await run(folder, "openapi-typescript", f"{url}/openapi.json", "--output", "openapi.d.ts")
     await run(folder, "tsc", *STRICT, *MODULES, "--outDir", "out", "use.ts")

@@ -45,6 +45,7 @@ from .refusals import CREATING, FOLLOWING, JOINING, STREAM
 from .request import (
     AsgiResponse,
     common_headers,
+    found,
     key_lifetime_seconds,
     pod_of,
     principal_of,
@@ -231,6 +232,7 @@ async def _find(request: Request, name: str) -> Stream | None:
     """Return the stream with an id, that of a run, or the newest of a thread; None if the caller sees none.
 
     Raises:
+        StreamExpired, StreamNotFound: the name is one that only streams have. An empty run would look like its end.
         Unauthenticated: the caller's token has expired, some time after the stream's end.
     """
     stream = await _stream_with_id(request, name) or await _stream_of_run(request, name)
@@ -239,12 +241,15 @@ async def _find(request: Request, name: str) -> Stream | None:
             stream = _visible(request, await aisdk_turns.newest(request, name))
     if stream is not None:
         principal_of(request).require_in_time(stream.ended_at)
+    elif (named := _STREAM_ID.fullmatch(name)) and named[1] and name != named[1]:
+        async with translated(pod_of(request).pool):
+            return await found(request, UUID(named[1]))
     return stream
 
 
 async def _stream_with_id(request: Request, name: str) -> Stream | None:
-    found = _STREAM_ID.fullmatch(name)
-    stream_id = UUID(found[1] or found[2]) if found else None
+    named = _STREAM_ID.fullmatch(name)
+    stream_id = UUID(named[1] or named[2]) if named else None
     # Clients make up random ids, which are of another version.
     if stream_id is None or stream_id.version != 7:
         return None

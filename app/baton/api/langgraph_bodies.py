@@ -146,7 +146,7 @@ class ListRuns(BaseModel):
 
     limit: int = Field(10, ge=1, le=100)
     status: RunStatus | None = None
-    offset: int = Field(0, ge=0)
+    offset: int = Field(0, ge=0, le=1000)
 
 
 class AssistantContent(TypedDict):

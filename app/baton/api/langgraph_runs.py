@@ -38,7 +38,7 @@ from . import actions, langgraph_reading, langgraph_turns, opening
 from .admission import Handler
 from .answering import cancelling
 from .event_types import LangGraphEvent
-from .following import require_followable, require_staying
+from .following import require_followable
 from .langgraph_bodies import CancelRun, CreateRun, JoinRun, ListRuns, RunContent, modes_of
 from .langgraph_errors import LANGGRAPH_ERROR
 from .langgraph_reading import FoundRun
@@ -58,6 +58,8 @@ RUN: Final = {
     "description": "The id of a run: that of its stream, and `_` and the number of the wait that it follows, if any.",
 }
 _FROM_THE_START: Final = "-1"
+# Of the runs of a thread that are filtered by their status.
+_MOST_LISTED: Final = 1000
 _CURSOR: Final = Parameter(
     "Last-Event-ID",
     "header",
@@ -152,12 +154,16 @@ async def list_runs(request: Request) -> AsgiResponse:
     principal = principal_of(request)
     principal.require_tenant()
     wanted = StreamFilter(principal.tenant, metadata=metadata_alternatives({"chat": thread_id}))
+    end = options.offset + options.limit
     async with translated(pod_of(request).pool):
         async with pod_of(request).pool.acquire() as connection:
-            page = await stream_lists.find(connection, wanted, options.offset + options.limit)
+            # How many of the runs have the status is not known before.
+            most = end if options.status is None else _MOST_LISTED
+            page = await stream_lists.find(connection, wanted, most)
         charge_rows(request, page.scanned)
-        runs = [await langgraph_reading.latest_run(request, thread_id, stream) for stream in page.streams]
-    listed = [run for run in runs if options.status in {None, run.status}][options.offset :]
+        skipped = options.offset if options.status is None else 0
+        runs = [await langgraph_reading.latest_run(request, thread_id, stream) for stream in page.streams[skipped:]]
+    listed = [run for run in runs if options.status in {None, run.status}][options.offset - skipped : end - skipped]
     return json_answer(request, [langgraph_reading.run_content(run) for run in listed])
 
 
@@ -230,12 +236,15 @@ async def cancel_run(request: Request) -> AsgiResponse:
 
 
 async def _stream(request: Request, thread_id: str) -> AsgiResponse:
-    require_staying(request)
+    require_followable(request)
     body = await read_body(request)
     wanted = validated(CreateRun, parse_json(body))
     cancels = _require_cancel(request, cancels=wanted.on_disconnect == "cancel")
     there = await langgraph_turns.start(request, thread_id, wanted, body)
-    return await _follow(request, there, modes_of(wanted.stream_mode), 0, cancels=cancels)
+    modes = modes_of(wanted.stream_mode)
+    del body, wanted
+    release_body(request)
+    return await _follow(request, there, modes, 0, cancels=cancels)
 
 
 async def _wait(request: Request, thread_id: str) -> AsgiResponse:

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from starlette.requests import Request
 
-from ..db import streams
+from ..db import stream_creation, streams
 from ..db.inputs import Added
 from ..db.postgres import Connection, translated
 from ..db.stream_creation import IdempotencyKey
@@ -84,7 +84,7 @@ async def start(request: Request, thread_id: str, wanted: CreateRun, body: bytes
         raise InvalidRequest("input: a run needs an input, or a command that answers an interrupt.")
     past = await _past(request, thread_id, wanted, body)
     if isinstance(past, Stream):
-        return FoundRun(run_of(past, thread_id), past, ())
+        return await _begun_before(request, past)
     given, places = await asyncio.to_thread(_input, wanted, past.said)
     creation: Json = {
         "generator": wanted.assistant_id,
@@ -109,14 +109,28 @@ async def start(request: Request, thread_id: str, wanted: CreateRun, body: bytes
     return FoundRun(run_of(stream, thread_id), stream, ())
 
 
-async def _past(request: Request, thread_id: str, wanted: CreateRun, body: bytes) -> _Past | Stream:
-    """Return what a run follows; or the stream that the same request has begun, if it still runs."""
-    digest = hashlib.sha256(body).hexdigest()
+async def _begun_before(request: Request, stream: Stream) -> FoundRun:
+    """Return the run that the same request has begun. A new thread's has the thread of the first request."""
     async with translated(pod_of(request).pool):
+        waits = await langgraph_reading.waits_of(request, stream)
+    return FoundRun(run_of(stream, str(stream.metadata["chat"])), stream, [wait.seq for wait in waits])
+
+
+async def _past(request: Request, thread_id: str, wanted: CreateRun, body: bytes) -> _Past | Stream:
+    """Return what a run follows; or the stream that the same request has begun, if it still runs or has the same key.
+
+    The key is looked up after the thread: a run that this request has begun must not be interrupted by it.
+    """
+    digest = hashlib.sha256(body).hexdigest()
+    key = idempotency_key(request, body)
+    pool, tenant = pod_of(request).pool, principal_of(request).tenant
+    async with translated(pool):
         newest = await aisdk_turns.newest(request, thread_id)
+        if key is not None and (before := await stream_creation.repeated(pool, tenant, key)) is not None:
+            return before
         if newest is not None and not newest.ended:
             interrupts = wanted.multitask_strategy == "interrupt"
-            beside = await streams.read_continuation(pod_of(request).pool, newest.id)
+            beside = await streams.read_continuation(pool, newest.id)
             if beside.get("digest") == digest and not interrupts and newest.status != "waiting":
                 return newest
             if interrupts:
@@ -124,7 +138,6 @@ async def _past(request: Request, thread_id: str, wanted: CreateRun, body: bytes
                 newest, _ = await actions.cancel(request, newest.id)
             newest = await aisdk_turns.stopped(request, newest)
     basis = f"new {thread_id}" if newest is None else str(newest.id)
-    key = idempotency_key(request, body)
     successor = aisdk_turns.successor_key(request, basis, digest)
     if key is not None:
         successor = replace(key, also=(successor.key,))

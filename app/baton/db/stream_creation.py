@@ -272,6 +272,16 @@ async def created_by(pool: Pool, tenant: str, key: str) -> Stream | None:
         return None if row is None else await get(connection, row["stream_id"])
 
 
+async def repeated(pool: Pool, tenant: str, key: IdempotencyKey) -> Stream | None:
+    """Return the stream that the same request has created under its key; None if there is none, or no longer.
+
+    Raises:
+        IdempotencyConflict: the key was used for another request.
+    """
+    async with pool.acquire() as connection:
+        return await _created_before(connection, tenant, key)
+
+
 async def _created_before(connection: Connection, tenant: str, key: IdempotencyKey) -> Stream | None:
     """Return the stream that the key created, or None if both have just been erased or have expired."""
     row = await connection.fetchrow(_KEY, tenant, key.key)

@@ -7,6 +7,8 @@ The frames of a run are numbered over all stream modes, and a client gets those 
 other modes, and a number means the same on every pod. `values` has all messages of the thread. It is sent when a run
 begins, after each result of a tool, and at the end: an answer in progress is in the chunks of `messages`.
 
+`end` or `error` ends a run. A connection that ends earlier is cut: clients then return after their last frame.
+
 After a `reset` the run has another attempt: its messages so far are removed, and it begins again.
 """
 
@@ -133,8 +135,9 @@ class LangGraph:
 
     headers: ClassVar[Sequence[Header]] = sse.HEADERS
     comment: ClassVar[bytes] = sse.COMMENT
-    # After a clean end without `end` or `error`, clients ask whether the run still runs, and return.
-    reconnects: ClassVar[bool] = True
+    # After a clean end without `end` or `error`, clients ask for the run's status, and return only while it is running.
+    # If it has ended since, or was erased, they would take what they have for the whole. After a cut they return.
+    reconnects: ClassVar[bool] = False
 
     def __init__(self, run: Run, modes: Iterable[Mode]) -> None:
         self._run = run
@@ -159,8 +162,8 @@ class LangGraph:
         return writer.encoded()
 
     def greeting(self, reconnect_milliseconds: int) -> bytes:
-        """Return a comment, and when to reconnect."""
-        return sse.retry_block(reconnect_milliseconds)
+        """Return a comment, which makes proxies forward the response."""
+        return sse.COMMENT
 
     def broken(self, state: LangGraphState, code: str, message: str) -> tuple[bytes, Over]:
         """Return an error without a number."""

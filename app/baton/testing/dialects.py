@@ -8,16 +8,33 @@ from dataclasses import fields
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 from ..db.streams import Stream
-from ..dialects import aisdk, native, text
+from ..dialects import agui, agui_events, aisdk, langgraph, langgraph_messages, native, text
+from ..dialects.aisdk_data import AI_SDK_DATA, Version
+from ..dialects.anthropic import MESSAGES
 from ..dialects.chat import CHAT
 from ..dialects.durable import DIALECTS, DurableReader
 from ..dialects.durable_offsets import prefix_of
 from ..dialects.protocol import Reader
 from ..dialects.responses import RESPONSES
+from ..errors import GenerationError
+from ..events import encode_object
+from ..generators import conversation
 from .memory import StreamMemory
 from .simulation import Creation
 
-DialectName: TypeAlias = Literal["native", "aisdk", "responses", "chat", "text", "durable"]
+DialectName: TypeAlias = Literal[
+    "native",
+    "aisdk",
+    "aisdk.v3",
+    "aisdk.v4",
+    "responses",
+    "chat",
+    "anthropic",
+    "agui",
+    "langgraph",
+    "text",
+    "durable",
+]
 
 NAMES: Final[tuple[str, ...]] = get_args(DialectName)
 
@@ -81,6 +98,50 @@ def _aisdk(_memory: StreamMemory, creation: Creation) -> _Begun:
     return begun.body, Reader(aisdk.AI_SDK, begun, 0)
 
 
+def _aisdk_data(version: Version) -> Callable[[StreamMemory, Creation], _Begun]:
+    def begin(_memory: StreamMemory, creation: Creation) -> _Begun:
+        begun = AI_SDK_DATA[version].begin(creation.stream_id.hex)
+        return begun.body, Reader(AI_SDK_DATA[version], begun, 0)
+
+    return begin
+
+
+def _anthropic(_memory: StreamMemory, creation: Creation) -> _Begun:
+    begun = MESSAGES.begin(_row_of(creation), "whole")
+    return begun.body, Reader(MESSAGES, begun, 0)
+
+
+def _agui(_memory: StreamMemory, creation: Creation) -> _Begun:
+    digits = creation.stream_id.hex
+    asked = _asked(creation)
+    history = encode_object(conversation.for_agui(asked)) if asked else None
+    run = agui_events.Run(_thread_of(creation), f"run_{digits}", digits, history)
+    begun = agui.begin(run, str(creation.stream_id))
+    return begun.body, Reader(agui.AG_UI, begun, 0)
+
+
+def _langgraph(_memory: StreamMemory, creation: Creation) -> _Begun:
+    """Follow the first run, in all stream modes: a wait ends it."""
+    dialect = langgraph.LangGraph(langgraph.run_of(_row_of(creation), _thread_of(creation)), langgraph.MODES)
+    asked = _asked(creation)
+    tools = langgraph_messages.called(message for _, message in asked)
+    begun = dialect.begin(langgraph_messages.from_chat(message, name, tools) for name, message in asked)
+    return begun.body, Reader(dialect, begun, 0)
+
+
+def _thread_of(creation: Creation) -> str:
+    return str(creation.metadata.get("chat") or creation.stream_id)
+
+
+def _asked(creation: Creation) -> list[tuple[str, dict[str, Any]]]:
+    """Return the messages of a stream's input, each with an id; none if it is no conversation."""
+    try:
+        said = conversation.messages(creation.input)
+    except GenerationError:
+        return []
+    return [(f"msg_{creation.stream_id.hex}_in_{number}", message) for number, message in enumerate(said)]
+
+
 def _chat(_memory: StreamMemory, creation: Creation) -> _Begun:
     begun = CHAT.begin(_row_of(creation), creation.input)
     return begun.body, Reader(CHAT, begun, 0)
@@ -115,8 +176,13 @@ def _row_of(creation: Creation) -> Stream:
 _BEGIN: Final[Mapping[str, Callable[[StreamMemory, Creation], _Begun]]] = {
     "native": _native,
     "aisdk": _aisdk,
+    "aisdk.v3": _aisdk_data("v3"),
+    "aisdk.v4": _aisdk_data("v4"),
     "responses": _responses,
     "chat": _chat,
+    "anthropic": _anthropic,
+    "agui": _agui,
+    "langgraph": _langgraph,
     "text": _text,
     "durable": _durable,
 }

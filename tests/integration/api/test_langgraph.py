@@ -305,3 +305,53 @@ async def test_the_holder_of_a_streams_token_sees_its_own_question_only(cluster:
     )
     shown = [[text for kind, text in texts(answer.json()) if kind == "human"] for answer in answers]
     assert shown == [["first", "second"], ["second"]]
+
+
+async def test_a_repeated_request_with_a_key_gets_its_run_again(cluster: Cluster, clients: list[Client]) -> None:
+    client, other = clients
+
+    async def send(path: str, **fields: Any) -> httpx2.Response:
+        body = {"assistant_id": "agent", "input": {"messages": [human("hello", id="m")]}, **fields}
+        return await cluster.client.post(f"{client.url}{path}", json=body, headers={"idempotency-key": path})
+
+    for path in ("/threads/t/runs/wait", "/runs/wait"):
+        first, again = await send(path), await send(path)
+        assert again.status_code == 200, again.text
+        assert again.headers["content-location"] == first.headers["content-location"]
+        assert texts(again.json()) == texts(first.json())
+        # The thread of the run is that of the first request, so the address leads to it.
+        joined = await other.get(first.headers["location"])
+        assert texts(joined.json()) == texts(first.json())
+    changed = await send("/runs/wait", config={"tags": ["other"]})
+    assert (changed.status_code, changed.json()["code"]) == (422, "idempotency_conflict")
+
+
+async def test_a_repeated_request_with_a_key_does_not_interrupt_its_run(
+    cluster: Cluster, clients: list[Client]
+) -> None:
+    body = {"assistant_id": "agent", "input": {"messages": [human("slow")]}, "multitask_strategy": "interrupt"}
+    runs = [
+        await cluster.client.post(f"{client.url}/threads/t/runs", json=body, headers={"idempotency-key": "k"})
+        for client in clients
+    ]
+    assert runs[0].json()["run_id"] == runs[1].json()["run_id"]
+    GATE.set()
+    joined = await clients[0].get(f"{runs[0].headers['content-location']}/join")
+    assert texts(joined.json())[-1] == ("ai", "Slowly.")
+
+
+async def test_runs_are_listed_in_pages_by_status(clients: list[Client]) -> None:
+    client = clients[0]
+    for text in ("one", "fail", "fail", "two"):
+        await client.run(text, "wait")
+
+    async def listed(query: str) -> list[str]:
+        return [run["run_id"] for run in (await client.get(f"/threads/t/runs?{query}")).json()]
+
+    everything = await listed("limit=100")
+    assert await listed("limit=2") + await listed("limit=2&offset=2") == everything
+    good = await listed("status=success")
+    assert good == [everything[0], everything[3]]
+    assert await listed("status=success&limit=1") + await listed("status=success&limit=1&offset=1") == good
+    refused = await client.get(f"/threads/t/runs?offset={10**19}")
+    assert (refused.status_code, refused.json()["code"]) == (400, "invalid_request")

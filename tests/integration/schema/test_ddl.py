@@ -194,6 +194,7 @@ async def test_partitions_of_any_name_in_any_schema_are_indexed(written: str, tm
         await assert_built(connection)
 
 
+@pytest.mark.slow
 async def test_psql_builds_the_same_index(written: str, empty_dsn: str, tmp_path: Path) -> None:
     history = history_with(tmp_path, CREATE)
     await migrate(empty_dsn, days_ahead=1, history=history)

@@ -356,6 +356,7 @@ async def a_partition(connection: asyncpg.Connection[asyncpg.Record]) -> str:
     return name
 
 
+@pytest.mark.slow
 async def test_an_administrator_without_superuser_rights_can_run_it(postgres: str) -> None:
     suffix = secrets.token_hex(4)
     admin, database, names = f"admin_{suffix}", f"baton_managed_{suffix}", unique_names()

@@ -126,6 +126,7 @@ async def test_a_dry_run_reports_locks_on_existing_tables(empty_dsn: str) -> Non
     assert len(said) == 6  # yesterday's and today's are there
 
 
+@pytest.mark.slow
 async def test_it_stops_at_the_given_revision(empty_dsn: str) -> None:
     await migrate(empty_dsn, days_ahead=0, to="0002")
     assert await revision_of(empty_dsn) == "0002"
@@ -137,6 +138,7 @@ async def test_it_stops_at_the_given_revision(empty_dsn: str) -> None:
     assert await revision_of(empty_dsn) == REVISION
 
 
+@pytest.mark.slow
 async def test_concurrent_migrations_wait_for_each_other(empty_dsn: str) -> None:
     said: list[str] = []
     await asyncio.gather(*(migrate(empty_dsn, days_ahead=2, say=said.append) for _ in range(3)))
@@ -285,6 +287,7 @@ async def nobody_migrates(connection: asyncpg.Connection[asyncpg.Record]) -> boo
     return not await connection.fetchval(migrating)
 
 
+@pytest.mark.slow
 async def test_the_default_timeouts_of_a_role_do_not_apply(empty_dsn: str, tmp_path: Path) -> None:
     name = urlsplit(empty_dsn).path.lstrip("/")
     await execute(empty_dsn, f"ALTER DATABASE {name} SET statement_timeout = '50ms'")
@@ -292,6 +295,7 @@ async def test_the_default_timeouts_of_a_role_do_not_apply(empty_dsn: str, tmp_p
     assert await revision_of(empty_dsn) == "9001"
 
 
+@pytest.mark.slow
 async def test_the_owner_of_the_schema_can_migrate(empty_dsn: str) -> None:
     role = f"owner_{secrets.token_hex(4)}"
     await execute(empty_dsn, f"CREATE ROLE {role} LOGIN PASSWORD 'x'; CREATE SCHEMA baton AUTHORIZATION {role}")
@@ -336,6 +340,7 @@ async def test_the_sql_makes_the_same_schema(dsn: str, empty_dsn: str, tmp_path:
         assert tuple(await connection.fetchrow(rows) or ()) == (REVISION, "0002")
 
 
+@pytest.mark.slow
 async def test_the_sql_continues_where_it_stopped(empty_dsn: str, tmp_path: Path) -> None:
     await migrate(empty_dsn, days_ahead=0, to="0002")
     from_here = await finished("migrate", "--sql", env=environment(BATON_DATABASE_URL=empty_dsn), cwd=tmp_path)
@@ -416,6 +421,7 @@ async def test_tables_without_a_known_revision_are_reported(dsn: str) -> None:
                 await migrate(dsn, days_ahead=1)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(PGBOUNCER is None, reason="PgBouncer is not installed here")
 async def test_migrating_and_maintaining_bypass_a_pooler(dsn: str, tmp_path: Path) -> None:
     said: list[str] = []

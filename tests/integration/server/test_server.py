@@ -80,6 +80,7 @@ async def test_a_draining_pod_accepts_clients_and_sends_them_away(cluster: Clust
                 assert b"retry: " in sent_on.comments[0]
 
 
+@pytest.mark.slow
 async def test_a_second_signal_ends_a_pod_at_once(cluster: Cluster) -> None:
     author = await cluster.author()
     async with running("serve", env=pod_environment(cluster, BATON_DRAIN_SECONDS="60")) as pod:

@@ -9,27 +9,38 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.wire import ANSWERS, RESUMED, SIZES, STREAM_ID, batches, encoded, sent, stream
 
-from baton.dialects import aisdk, native
+from baton.dialects import agui, agui_events, aisdk, native
+from baton.dialects.aisdk_data import AI_SDK_DATA
 from baton.dialects.aisdk_message import Earlier
 from baton.dialects.anthropic import MESSAGES
 from baton.dialects.chat import CHAT
+from baton.dialects.langgraph import MODES, LangGraph, LangGraphResult, run_of
 from baton.dialects.protocol import Dialect, Encoded
 from baton.dialects.responses import RESPONSES, response_of
 from baton.dialects.text import START, TEXT
+from baton.outcome import Outcome
 from baton.snapshot import Snapshot
 
 ROW = stream()
 PAGE = Earlier.of({"id": "m1", "role": "assistant", "parts": [{"type": "text", "text": "before"}]})
+RUN = agui_events.Run("t", "r", STREAM_ID.hex, b"[]")
+GRAPH = LangGraph(run_of(ROW, "t"), MODES)
+RESULT = LangGraphResult(run_of(ROW, "t"))
 # Each with how it begins after a number of frames; the number is 0 where clients cannot resume.
 CURSORS: dict[str, Any] = {
     "responses": (RESPONSES, lambda after: RESPONSES.begin(ROW, {}, after)),
     "aisdk": (aisdk.AI_SDK, lambda after: aisdk.begin(STREAM_ID, after)),
+    "langgraph": (GRAPH, lambda after: GRAPH.begin([], after)),
+    "agui": (agui.AG_UI, lambda _: agui.begin(RUN, str(STREAM_ID))),
     "aisdk, continued": (aisdk.AI_SDK, lambda after: aisdk.begin(STREAM_ID, after, PAGE)),
     "aisdk, replayed": (aisdk.REPLAY, lambda after: aisdk.begin(STREAM_ID, after, PAGE, replay=True)),
 }
 WHOLE: dict[str, Any] = {
     "chat": (CHAT, lambda _: CHAT.begin(ROW, {"stream_options": {"include_usage": True}})),
     "anthropic": (MESSAGES, lambda _: MESSAGES.begin(ROW, "whole")),
+    "aisdk 3": (AI_SDK_DATA["v3"], lambda _: AI_SDK_DATA["v3"].begin(STREAM_ID.hex)),
+    "aisdk 4": (AI_SDK_DATA["v4"], lambda _: AI_SDK_DATA["v4"].begin(STREAM_ID.hex)),
+    "langgraph, waiting": (RESULT, lambda _: RESULT.begin([])),
     "text": (TEXT, lambda _: START),
 }
 PLACES = st.lists(st.integers(0, 12), min_size=1, max_size=3)
@@ -57,6 +68,9 @@ def test_no_byte_of_another_dialect_shows_it(
 ) -> None:
     dialect, begin = (CURSORS | WHOLE)[name]
     after = after if name in CURSORS else 0
+    if name == "agui":
+        # The id of an interrupt has the number of its question.
+        answer = [event for event in answer if isinstance(event, Outcome | str) or event["type"] != "tool_approval"]
     events = continued(answer, places)
     assert read(dialect, begin(after), events, sizes, after) == read(dialect, begin(after), without(events), (), after)
 

@@ -23,6 +23,7 @@ from tests.support.wire import (
 
 from baton.dialects import aisdk, text
 from baton.dialects.aisdk_approval_id import Question, parse_approval_id
+from baton.dialects.aisdk_data import AI_SDK_DATA
 from baton.dialects.aisdk_message import Earlier
 from baton.dialects.aisdk_page import parts_of
 from baton.dialects.anthropic import MESSAGES
@@ -185,6 +186,7 @@ def test_dialects_that_stay_connected_continue_as_if_there_had_been_no_wait() ->
     for dialect, begun in (
         (CHAT, CHAT.begin(ROW, {})),
         (MESSAGES, MESSAGES.begin(ROW, "whole")),
+        *((dialect, dialect.begin(STREAM_ID.hex)) for dialect in AI_SDK_DATA.values()),
         (TEXT, text.START),
     ):
         reader: Reader[Any] = Reader(dialect, begun, 0)

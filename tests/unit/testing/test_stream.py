@@ -300,8 +300,13 @@ def test_a_stream_that_is_held_can_be_closed_without_an_event_loop() -> None:
 DIALECTS: dict[Any, str] = {
     "native": 'id: 1\ndata: {"type":"text","delta":"one "}\n\n',
     "aisdk": '"type":"text-delta"',
+    "aisdk.v3": '0:"three "\ne:{"finishReason":"stop"',
+    "aisdk.v4": 'f:{"messageId":"msg_',
     "responses": "event: response.completed",
     "chat": "data: [DONE]",
+    "anthropic": "event: message_stop",
+    "agui": '"type":"RUN_FINISHED"',
+    "langgraph": '"type":"human","name":null',
     "text": "one two three ",
     "durable": '"streamClosed":true',
 }
@@ -314,10 +319,18 @@ async def test_a_stream_is_seen_as_clients_of_each_dialect_do(dialect: Any) -> N
     assert not seen.cut
 
 
+async def test_clients_that_know_a_restart_get_the_answer_again() -> None:
+    stream = await (await run(words, "hi", kill_after=1)).continue_()
+    assert '"type":"MESSAGES_SNAPSHOT","messages":[{"id"' in stream.as_seen_by("agui")
+    assert '"attempt":2' in stream.as_seen_by("langgraph")
+
+
 async def test_clients_that_know_no_restart_are_cut() -> None:
     stream = await (await run(words, kill_after=1)).continue_()
     assert stream.as_seen_by("text") == "one "
     assert stream.as_seen_by("text").cut
+    assert stream.as_seen_by("anthropic").cut
+    assert "RUN_ERROR" in stream.as_seen_by("agui")
     with pytest.raises(ValueError, match="must be one of native, aisdk"):
         stream.as_seen_by("xml")  # type: ignore[arg-type]
 
