@@ -197,7 +197,7 @@ def thread_state(there: FoundRun, state: LangGraphState) -> ThreadState:
     """Return the latest state of a thread, whose newest run it is."""
     stream, thread_id = there.stream, there.run.thread_id
     status = thread_status(stream)
-    values = state.values()
+    values: Json = orjson.loads(state.values())
     interrupts = values.pop("__interrupt__", [])
     node = stream.generator
     error = None

@@ -23,7 +23,7 @@ from starlette.requests import Request
 from ..db import stream_creation, streams
 from ..db.inputs import Added
 from ..db.postgres import Connection, translated
-from ..db.stream_creation import IdempotencyKey
+from ..db.stream_creation import IdempotencyKey, NewStream
 from ..db.streams import Stream
 from ..dialects.langgraph import run_of
 from ..dialects.langgraph_interrupts import UnfitAnswer, inputs_of, interrupts_of
@@ -85,17 +85,7 @@ async def start(request: Request, thread_id: str, wanted: CreateRun, body: bytes
     past = await _past(request, thread_id, wanted, body)
     if isinstance(past, Stream):
         return await _begun_before(request, past)
-    given, places = await asyncio.to_thread(_input, wanted, past.said)
-    creation: Json = {
-        "generator": wanted.assistant_id,
-        "input": given,
-        "metadata": {**(wanted.metadata or {}), "chat": thread_id},
-        "webhook": wanted.webhook,
-    }
-    if wanted.after_seconds is not None:
-        creation["start_after"] = (datetime.now(UTC) + timedelta(seconds=wanted.after_seconds)).isoformat()
-    beside = beside_input(places, past.digest)
-    new = actions.new_stream(request, validated(CreateStream, creation), can_reset=True, continuation=beside)
+    new = await _new_stream(request, thread_id, wanted, past)
     try:
         stream, _ = await actions.create(request, new, body, past.key)
     except IdempotencyConflict:
@@ -107,6 +97,20 @@ async def start(request: Request, thread_id: str, wanted: CreateRun, body: bytes
             f"There is no assistant called {new.generator!r:.80}.", operator=error.operator
         ) from None
     return FoundRun(run_of(stream, thread_id), stream, ())
+
+
+async def _new_stream(request: Request, thread_id: str, wanted: CreateRun, past: _Past) -> NewStream:
+    given, places = await asyncio.to_thread(_input, wanted, past.said)
+    creation: Json = {
+        "generator": wanted.assistant_id,
+        "input": given,
+        "metadata": {**(wanted.metadata or {}), "chat": thread_id},
+        "webhook": wanted.webhook,
+    }
+    if wanted.after_seconds is not None:
+        creation["start_after"] = (datetime.now(UTC) + timedelta(seconds=wanted.after_seconds)).isoformat()
+    beside = beside_input(places, past.digest)
+    return actions.new_stream(request, validated(CreateStream, creation), can_reset=True, continuation=beside)
 
 
 async def _begun_before(request: Request, stream: Stream) -> FoundRun:

@@ -124,10 +124,12 @@ class LangGraphState:
     error: Fields | None = None
     over: Over | None = None
 
-    def values(self) -> Fields:
-        """Return the values of the thread: its messages, and what it waits for."""
-        found: Fields = {"messages": [orjson.loads(message) for message in (*self.earlier, *self.done)]}
-        return found | ({"__interrupt__": list(self.interrupts)} if self.interrupts else {})
+    def values(self) -> bytes:
+        """Return the values of the thread as JSON: its messages, and what it waits for."""
+        fields = b'{"messages":[%b]' % b",".join([*self.earlier, *self.done])
+        if self.interrupts:
+            fields += b',"__interrupt__":%b' % encode_object(self.interrupts)
+        return fields + b"}"
 
 
 class LangGraph:
@@ -210,7 +212,7 @@ class LangGraphResult:
     def _result(self, state: LangGraphState) -> bytes:
         if state.error is not None and not self._quiet:
             return encode_object({"__error__": state.error})
-        return encode_object(state.values())
+        return state.values()
 
 
 class _Writer:
@@ -393,11 +395,7 @@ class _Writer:
         if not self._wants("values"):
             self._number += self._state.live
             return
-        state = self._state
-        fields = b'{"messages":[%b]' % b",".join([*state.earlier, *state.done])
-        if state.interrupts:
-            fields += b',"__interrupt__":%b' % encode_object(state.interrupts)
-        self._put("values", fields + b"}")
+        self._put("values", self._state.values())
 
     def _wants(self, mode: Mode) -> bool:
         """Whether the next frame, if it is of this mode, is for the client."""
