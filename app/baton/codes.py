@@ -566,8 +566,21 @@ ENDS: Final[tuple[Code, ...]] = (
     ),
 )
 
+# The HTTP statuses of answers that failed, in APIs that have one for them. The others get 500.
+_STATUSES: Final = {
+    "cancelled": 409,
+    "invalid_input": 400,
+    "provider_invalid_request": 400,
+    "provider_rate_limited": 429,
+}
+
 # How a stream ends that its producer did not close. An append to it is refused with this code.
 ENDED_FROM_OUTSIDE: Final = frozenset({"cancelled", "unwatched", "producer_lost", "max_duration", "log_rewound"})
+
+
+def status_of_end(code: str) -> int:
+    """Return the HTTP status of an answer that failed or was cancelled, for clients that know no other outcome."""
+    return _STATUSES.get(code, 500)
 
 
 def _errors(kind: type[RequestError] = RequestError) -> Iterator[type[RequestError]]:

@@ -28,13 +28,13 @@ from ..dialects.agui_events import Run
 from ..errors import (
     InboxFull,
     InvalidRequest,
+    MessageTooLarge,
     ReservedGenerator,
     StreamEnded,
     UnknownGenerator,
 )
-from . import actions, agui_resuming, aisdk_approvals, aisdk_turns, opening, waiting_answers
+from . import actions, agui_resuming, aisdk_approvals, aisdk_turns, opening, stopping, waiting_answers
 from .agui_bodies import RunAgentInput, as_json, calls_of, places_of, shown, thoughts_of
-from .aisdk import Stopped
 from .aisdk_approvals import Answered
 from .aisdk_conversations import beside_input
 from .event_types import AgUiEvent
@@ -46,14 +46,13 @@ from .request import (
     AsgiResponse,
     common_headers,
     found,
-    json_answer,
     key_lifetime_seconds,
     pod_of,
     principal_of,
     require_events,
 )
 from .request_body import parse_json, read_body, read_input, release_body
-from .routing import EVENTS, JSON, Returns, Routes
+from .routing import EVENTS, Returns, Routes
 from .validation import validated
 
 Json = dict[str, Any]
@@ -106,22 +105,13 @@ async def connect(request: Request) -> AsgiResponse:
     "POST",
     "/v1/ag-ui/{generator:any}/runs/{run:any}/stop",
     "cancel",
-    {
-        200: Returns("It has ended.", {JSON: Stopped}),
-        202: Returns("Its generator was asked to stop.", {JSON: Stopped}),
-        204: Returns("There is nothing to stop."),
-    },
+    stopping.ANSWERS,
     refusals=(*STREAM, InvalidRequest),
     narrow=True,
 )
 async def stop_run(request: Request) -> AsgiResponse:
     """Ask the generator of a run to stop."""
-    stream = await _find(request, request.path_params["run"])
-    if stream is None or stream.ended:
-        return Response(status_code=204, headers=common_headers(request))
-    stream, stopping = await actions.cancel(request, stream.id)
-    content: Stopped = {"id": str(stream.id), "status": stream.status}
-    return json_answer(request, content, status=202 if stopping else 200)
+    return await stopping.stop(request, await _find(request, request.path_params["run"]))
 
 
 @ROUTES.route(
@@ -129,7 +119,7 @@ async def stop_run(request: Request) -> AsgiResponse:
     "/v1/ag-ui/{generator:any}",
     "create",
     {200: Returns(f"The run: {_EVENTS}.", {EVENTS: AgUiEvent})},
-    refusals=(*CREATING, *JOINING, UnknownGenerator, ReservedGenerator, StreamEnded, InboxFull),
+    refusals=(*CREATING, *JOINING, UnknownGenerator, ReservedGenerator, StreamEnded, InboxFull, MessageTooLarge),
     body=RunAgentInput,
 )
 async def run_agent(request: Request) -> AsgiResponse:

@@ -40,7 +40,7 @@ async def resume(request: Request, sent: RunAgentInput) -> Resumed:
         Forbidden: the caller may create streams, and send them no inputs.
         IdempotencyConflict: one of the questions has another answer, or the stream has ended since.
         InvalidRequest: an answer is malformed, or no stream of this thread asked the question.
-        InboxFull, StreamEnded, StreamExpired, StreamNotFound, Unavailable: see `waiting_answers.send`.
+        InboxFull, MessageTooLarge, StreamEnded, StreamExpired, StreamNotFound, Unavailable: see `waiting_answers.send`.
     """
     asked = _interrupts(sent.resume or [])
     stream_id, wait = UUID(asked[0][0].stream), asked[0][0].wait

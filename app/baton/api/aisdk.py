@@ -22,7 +22,6 @@ from uuid import UUID
 
 from starlette.requests import Request
 from starlette.responses import Response
-from typing_extensions import TypedDict
 
 from ..db import event_log, streams
 from ..db.postgres import translated
@@ -39,13 +38,13 @@ from ..errors import (
     ConversationGone,
     InboxFull,
     InvalidRequest,
+    MessageTooLarge,
     ReservedGenerator,
     StreamEnded,
     UnknownGenerator,
 )
-from ..events import Status
 from ..pod.pod import Pod
-from . import actions, aisdk_approvals, aisdk_turns, aisdk_waits, opening, waiting_answers
+from . import actions, aisdk_approvals, aisdk_turns, aisdk_waits, opening, stopping, waiting_answers
 from .aisdk_approvals import Answered
 from .aisdk_bodies import (
     REGENERATE,
@@ -69,14 +68,13 @@ from .request import (
     common_headers,
     found,
     idempotency_key,
-    json_answer,
     pod_of,
     principal_of,
     query_of,
     require_events,
 )
 from .request_body import parse_json, read_body
-from .routing import EVENTS, JSON, AnswerHeader, Parameter, Returns, Routes
+from .routing import EVENTS, AnswerHeader, Parameter, Returns, Routes
 from .validation import validated
 
 _RUN: Final = re.compile(r"run_([0-9a-f]{32})(?:_([1-9][0-9]{0,9}))?", re.ASCII)
@@ -115,13 +113,6 @@ _TAIL_INDEX: Final = AnswerHeader(
 _CHUNKS: Final = "the chunks of the AI SDK's UI message stream, and `[DONE]` after the last one"
 
 
-class Stopped(TypedDict):
-    """A stream that was asked to stop."""
-
-    id: str
-    status: Status
-
-
 ROUTES: Final = Routes("AI SDK", path={"chat": _CHAT})
 
 
@@ -140,6 +131,7 @@ ROUTES: Final = Routes("AI SDK", path={"chat": _CHAT})
         ConversationGone,
         StreamEnded,
         InboxFull,
+        MessageTooLarge,
     ),
     body=SendMessages | SendMessage,
     parameters=(IDEMPOTENCY_KEY,),
@@ -201,11 +193,7 @@ async def resume(request: Request) -> AsgiResponse:
     "POST",
     "/v1/ai-sdk/chat/{chat:any}/stop",
     "cancel",
-    {
-        200: Returns("It has ended.", {JSON: Stopped}),
-        202: Returns("Its generator was asked to stop.", {JSON: Stopped}),
-        204: Returns("There is nothing to stop."),
-    },
+    stopping.ANSWERS,
     refusals=(*STREAM, InvalidRequest),
     narrow=True,
 )
@@ -213,11 +201,7 @@ async def stop(request: Request) -> AsgiResponse:
     """Ask the generator of a chat's newest stream, or of a run, to stop."""
     async with translated(pod_of(request).pool):
         stream = await _stream_of(request, request.path_params["chat"])
-    if stream is None or stream.ended:
-        return Response(status_code=204, headers=common_headers(request))
-    stream, stopping = await actions.cancel(request, stream.id)
-    content: Stopped = {"id": str(stream.id), "status": stream.status}
-    return json_answer(request, content, status=202 if stopping else 200)
+    return await stopping.stop(request, stream)
 
 
 async def _send_message(request: Request, sent: SendMessage, body: bytes) -> AsgiResponse:

@@ -30,9 +30,7 @@ async def answer(request: Request, answers: Sequence[Answered], metadata: Any) -
     Raises:
         Forbidden: the caller may create streams, and send them no inputs.
         IdempotencyConflict: one of the questions has another answer.
-        InboxFull: the stream takes no more inputs.
-        StreamEnded, StreamExpired, StreamNotFound: the stream has ended at this moment, or is gone.
-        Unavailable: the answers cannot be stored.
+        InboxFull, MessageTooLarge, StreamEnded, StreamExpired, StreamNotFound, Unavailable: see `waiting_answers`.
     """
     waiting = [answer for answer in answers if answer.asked.has_waited and not answer.asked.stream.ended]
     if not waiting:

@@ -13,8 +13,9 @@ from typing import Annotated, Any, ClassVar, Final
 from pydantic import Field, field_validator
 from starlette.requests import Request
 
+from ..codes import status_of_end
 from ..db.streams import Stream
-from ..dialects.anthropic import MESSAGES, Message, MessagesState, Thinking, message_of, status_of, thinking_of
+from ..dialects.anthropic import MESSAGES, Message, MessagesState, Thinking, message_of, thinking_of
 from ..dialects.protocol import Encoded
 from ..errors import (
     MessageBatchesNotSupported,
@@ -165,7 +166,8 @@ async def _answer(thinking: Thinking, request: Request, content: Content) -> Asg
     # Baton has retried what can be retried. Another request would be another answer, and another bill.
     code, reason = stream.error_code or "cancelled", stream.error_message or "The answer was cancelled."
     headers = request_id_header() | {"x-should-retry": "false"}
-    return json_answer(request, error_body(status_of(code), code, reason), status=status_of(code), headers=headers)
+    status = status_of_end(code)
+    return json_answer(request, error_body(status, code, reason), status=status, headers=headers)
 
 
 def _to_be_repeated(stream: Stream) -> RequestError:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final
 from pydantic import Field
 from starlette.requests import Request
 
+from ..codes import status_of_end
 from ..db.streams import Stream
 from ..dialects.chat import CHAT, ChatState, Completion, completion_of
 from ..dialects.protocol import Encoded
@@ -29,9 +30,6 @@ from .request import AsgiResponse, json_answer
 from .request_body import parse_json, read_body, release_body
 from .routing import EVENTS, JSON, Returns, Routes
 from .validation import Items, validated
-
-# The statuses of answers that failed. The others get 500.
-_STATUSES: Final = {"invalid_input": 400, "provider_invalid_request": 400, "provider_rate_limited": 429}
 
 
 class CreateCompletion(Creation):
@@ -94,5 +92,5 @@ async def _answer(request: Request, content: Content) -> AsgiResponse:
         return json_answer(request, completion_of(stream, snapshot))
     # Baton has retried what can be retried. Another request would be another answer, and another bill.
     code, message = stream.error_code or "cancelled", stream.error_message or "The answer was cancelled."
-    status = 409 if stream.status == "cancelled" else _STATUSES.get(code, 500)
+    status = status_of_end(code)
     return json_answer(request, error_body(status, code, message), status=status, headers={"x-should-retry": "false"})

@@ -45,14 +45,10 @@ async def send(request: Request, stream_id: UUID, data: Any, key: str | None = N
 
 
 async def _added(request: Request, stream_id: UUID, content: bytes, key: str | None) -> Added:
-    pool, max_bytes = pod_of(request).pool, pod_of(request).settings.max_input_bytes
+    pool = pod_of(request).pool
     async with translated(pool):
         stream = await found(request, stream_id)
-        if not stream.ended and not await inputs.has_room(pool, stream_id, key, len(content), max_bytes):
-            raise InboxFull(
-                f"The inputs of the stream have {readable_bytes(max_bytes)}, and it takes no more of them.",
-                operator=f"the inputs of a stream may have {max_bytes} bytes (BATON_MAX_INPUT_BYTES)",
-            )
+        await require_room(request, stream, content, key)
         added = await inputs.add(pool, stream_id, content, key)
         if added.result not in TAKEN:
             raise await refusal(request, stream, added)
@@ -83,6 +79,16 @@ async def refusal(request: Request, stream: Stream, added: Added) -> RequestErro
             status = stream.status if stream.ended else (await found(request, stream.id)).status
             return StreamEnded(f"The stream has ended as {status}, so nothing can be sent to it.")
     return await retention.absence(pod_of(request).pool, stream.id)
+
+
+async def require_room(request: Request, stream: Stream, content: bytes, key: str | None) -> None:
+    """Raise InboxFull if the inputs of a stream, with this one, would have too many bytes."""
+    pool, max_bytes = pod_of(request).pool, pod_of(request).settings.max_input_bytes
+    if not stream.ended and not await inputs.has_room(pool, stream.id, key, len(content), max_bytes):
+        raise InboxFull(
+            f"The inputs of the stream have {readable_bytes(max_bytes)}, and it takes no more of them.",
+            operator=f"the inputs of a stream may have {max_bytes} bytes (BATON_MAX_INPUT_BYTES)",
+        )
 
 
 def _encoded(request: Request, data: Any) -> bytes:

@@ -20,9 +20,9 @@ from typing import Any, Final
 
 from starlette.requests import Request
 
-from ..db import inputs, stream_creation, streams
+from ..db import stream_creation, streams
 from ..db.inputs import Added
-from ..db.postgres import translated
+from ..db.postgres import Connection, translated
 from ..db.stream_creation import IdempotencyKey
 from ..db.streams import Stream
 from ..dialects.langgraph import run_of
@@ -35,11 +35,10 @@ from ..errors import (
     InvalidRequest,
     LangGraphNotSupported,
     NothingToResume,
-    RequestError,
     UnknownGenerator,
 )
 from ..events import encode_object
-from . import actions, aisdk_turns, input_sending, langgraph_reading, stored_conversations
+from . import actions, aisdk_turns, input_sending, langgraph_reading, stored_conversations, waiting_answers
 from .aisdk_conversations import Place, beside_input
 from .langgraph_bodies import CreateRun
 from .langgraph_reading import FoundRun, Wait
@@ -47,6 +46,7 @@ from .models import CreateStream
 from .request import idempotency_key, pod_of, principal_of
 from .stored_conversations import StoredConversation
 from .validation import validated
+from .waiting_answers import Given, NotTaken
 
 Json = dict[str, Any]
 
@@ -61,14 +61,6 @@ class _Past:
     said: StoredConversation
     key: IdempotencyKey | None
     digest: str
-
-
-class _Refused(Exception):
-    """Rolls back the inputs of an answer, since one of them was not taken."""
-
-    def __init__(self, added: Added) -> None:
-        super().__init__()
-        self.added = added
 
 
 async def start(request: Request, thread_id: str, wanted: CreateRun, body: bytes) -> FoundRun:
@@ -230,9 +222,7 @@ async def _resume(request: Request, thread_id: str, resume: Any) -> FoundRun:
     if stream is None or stream.ended or not waits:
         raise NothingToResume(f"The thread {thread_id!r:.80} waits for no answer.")
     answers = _answers(stream, waits[-1], resume)
-    added = await _send(request, stream, waits[-1], answers)
-    for each in added:
-        pod_of(request).metrics.inputs.add(each.result)
+    await _send(request, stream, waits[-1], answers)
     async with translated(pod_of(request).pool):
         stream = await streams.get(pod_of(request).pool, stream.id) or stream
     return FoundRun(run_of(stream, thread_id, waits[-1].seq), stream, [wait.seq for wait in waits])
@@ -246,36 +236,16 @@ def _answers(stream: Stream, wait: Wait, resume: Any) -> list[bytes]:
         raise InvalidRequest(str(error)) from None
 
 
-async def _send(request: Request, stream: Stream, wait: Wait, answers: Sequence[bytes]) -> list[Added]:
+async def _send(request: Request, stream: Stream, wait: Wait, answers: Sequence[bytes]) -> None:
     """Add the inputs that answer a wait: all, or none."""
-    counts = pod_of(request).metrics.inputs
-    try:
-        async with translated(pod_of(request).pool):
-            added = await _add(request, stream, wait, answers)
-            await input_sending.announce(request, stream.id, added)
-    except RequestError as error:
-        counts.add(error.code)
-        raise
-    return added
 
-
-async def _add(request: Request, stream: Stream, wait: Wait, answers: Sequence[bytes]) -> list[Added]:
-    for answer in answers:
-        input_sending.require_size(request, answer)
-    try:
-        async with pod_of(request).pool.acquire() as connection, connection.transaction():
-            added = []
-            for number, answer in enumerate(answers):
-                one = await inputs.add(connection, stream.id, answer, f"{_KEY_PREFIX}{wait.seq} {number}")
-                # The first one ends the wait, or the wait has had another answer.
-                if one.result not in ({"woken", "repeated"} if number == 0 else input_sending.TAKEN):
-                    raise _Refused(one)
-                added.append(one)
+    async def check(_: Connection, place: int, added: Added) -> Added:
+        # The first one ends the wait, or the wait has had another answer.
+        if added.result in ({"woken", "repeated"} if place == 0 else input_sending.TAKEN):
             return added
-    except _Refused as error:
-        if error.added.result in {"added", "conflict"}:
-            raise AnswerRunning(
-                "Somebody else has answered this question, or its time has passed. Read the thread again."
-            ) from None
-        # The connection was given back: the refusal reads the stream over another one.
-        raise await input_sending.refusal(request, stream, error.added) from None
+        if added.result in {"added", "conflict"}:
+            raise AnswerRunning("This question has another answer, or its time has passed. Read the thread again.")
+        raise NotTaken(added)
+
+    given = [Given(answer, f"{_KEY_PREFIX}{wait.seq} {number}") for number, answer in enumerate(answers)]
+    await waiting_answers.add_together(request, stream, given, check)

@@ -6,8 +6,8 @@ added once, and another one is refused. The generator is woken with all of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, NamedTuple, TypeAlias
 from uuid import UUID
 
 from starlette.requests import Request
@@ -49,12 +49,24 @@ class Reply(NamedTuple):
     late: bool = False
 
 
-class _NotTaken(Exception):
-    """Rolls back the answers of a request, since the stream does not take one of them."""
+class Given(NamedTuple):
+    """An input as JSON, and the key under which it is added once."""
+
+    content: bytes
+    key: str
+
+
+class NotTaken(Exception):
+    """Rolls back the inputs of a request, since the stream does not take one of them."""
 
     def __init__(self, added: Added) -> None:
         super().__init__()
         self.added = added
+
+
+# Gets what became of the input with this place among those of a request, in their transaction. Returns it, or another
+# result that counts in its place. It raises an error, or NotTaken for the usual one, to roll all of them back.
+Check: TypeAlias = Callable[[Connection, int, Added], Awaitable[Added]]
 
 
 async def send(request: Request, stream: Stream, replies: Sequence[Reply]) -> None:
@@ -62,14 +74,32 @@ async def send(request: Request, stream: Stream, replies: Sequence[Reply]) -> No
 
     Raises:
         IdempotencyConflict: one of the questions has another answer.
+        InboxFull, MessageTooLarge, StreamEnded, StreamExpired, StreamNotFound, Unavailable: see `add_together`.
+    """
+
+    async def check(connection: Connection, place: int, added: Added) -> Added:
+        return await _check(connection, stream.id, replies[place], added)
+
+    given = [Given(encode_object(reply.data), f"{_KEY_PREFIX}{reply.seq}") for reply in replies]
+    await add_together(request, stream, given, check)
+
+
+async def add_together(request: Request, stream: Stream, given: Sequence[Given], check: Check) -> None:
+    """Add inputs to a stream in one transaction, and wake its generator.
+
+    Raises:
         InboxFull: the stream takes no more inputs.
+        MessageTooLarge: one of them is larger than an event may be.
         StreamEnded, StreamExpired, StreamNotFound: the stream has ended at this moment, or is gone.
-        Unavailable: the answers cannot be stored.
+        Unavailable: the inputs cannot be stored.
     """
     counts = pod_of(request).metrics.inputs
     try:
         async with translated(pod_of(request).pool):
-            added = await _add(request, stream, replies)
+            for content, key in given:
+                input_sending.require_size(request, content)
+                await input_sending.require_room(request, stream, content, key)
+            added = await _added(request, stream, given, check)
             await input_sending.announce(request, stream.id, added)
     except RequestError as error:
         counts.add(error.code)
@@ -96,26 +126,28 @@ async def frames_before(pod: Pod, dialect: Dialect[Any], begun: Encoded[Any], st
     raise InvalidRequest(f"No wait of the stream {stream_id} has the number {wait}.")
 
 
-async def _add(request: Request, stream: Stream, replies: Sequence[Reply]) -> list[Added]:
+async def _added(request: Request, stream: Stream, given: Sequence[Given], check: Check) -> list[Added]:
     try:
         async with pod_of(request).pool.acquire() as connection, connection.transaction():
-            return [await _give(connection, stream.id, reply) for reply in replies]
-    except _NotTaken as error:
+            return [
+                await check(connection, place, await inputs.add(connection, stream.id, content, key))
+                for place, (content, key) in enumerate(given)
+            ]
+    except NotTaken as error:
         # The connection was given back: the refusal reads the stream over another one.
         raise await input_sending.refusal(request, stream, error.added) from None
 
 
-async def _give(connection: Connection, stream_id: UUID, reply: Reply) -> Added:
-    added = await inputs.add(connection, stream_id, encode_object(reply.data), f"{_KEY_PREFIX}{reply.seq}")
+async def _check(connection: Connection, stream_id: UUID, reply: Reply, added: Added) -> Added:
     if added.result == "conflict" and added.number is not None:
         (before,) = await inputs.read(connection, stream_id, added.number - 1, 1)
         if reply.decides is None or before.data[reply.decides] != reply.data[reply.decides]:
             raise IdempotencyConflict(ANSWERED_BEFORE)
         return added._replace(result="repeated")
     if added.result not in input_sending.TAKEN:
-        raise _NotTaken(added)
+        raise NotTaken(added)
     if reply.late and added.result != "repeated":
-        raise IdempotencyConflict(ANSWERED_BEFORE)  # which rolls it back
+        raise IdempotencyConflict(ANSWERED_BEFORE)
     return added
 
 

@@ -22,7 +22,7 @@ from uuid import UUID
 import orjson
 from typing_extensions import TypedDict
 
-from ..codes import EndCode, RefusalCode
+from ..codes import EndCode, RefusalCode, status_of_end
 from ..db.event_log import Batch
 from ..db.streams import Stream
 from ..events import RESET_HEAD, begins_call, escape_line_ends
@@ -49,8 +49,6 @@ _ERROR_TYPES: Final = {
     501: "invalid_request_error",
     503: "overloaded_error",
 }
-# The statuses of answers that failed. The others get 500.
-_STATUSES: Final = {"invalid_input": 400, "provider_invalid_request": 400, "provider_rate_limited": 429}
 
 
 class ErrorDetails(TypedDict):
@@ -208,26 +206,27 @@ class _Content:
 
     def __init__(self) -> None:
         self.blocks: list[Fields] = []
-        self._arguments = Chain()
+        self._texts: list[str] = []  # of the open block
 
     def add(self, event: Fields) -> None:
         """Add an event."""
         if event["type"] == "content_block_start":
             self.blocks.append(dict(event["content_block"]))
-            self._arguments = Chain()
+            self._texts = []
         elif event["type"] == "content_block_delta":
             delta, block = event["delta"], self.blocks[-1]
-            match delta["type"]:
-                case "input_json_delta":
-                    self._arguments = self._arguments.plus(delta["partial_json"])
-                case "text_delta":
-                    block["text"] += delta["text"]
-                case "thinking_delta":
-                    block["thinking"] += delta["thinking"]
-                case "signature_delta":
-                    block["signature"] = delta["signature"]
-        elif event["type"] == "content_block_stop" and self.blocks[-1]["type"] == "tool_use":
-            self.blocks[-1]["input"] = _input(str(self._arguments))
+            if delta["type"] == "signature_delta":
+                block["signature"] = delta["signature"]
+            else:
+                self._texts.append(delta[_DELTAS[block["type"]][1]])
+        elif event["type"] == "content_block_stop":
+            self._complete(self.blocks[-1], "".join(self._texts))
+
+    def _complete(self, block: Fields, text: str) -> None:
+        if block["type"] == "tool_use":
+            block["input"] = _input(text)
+        elif text:
+            block[_DELTAS[block["type"]][1]] = text
 
 
 def message_id(stream_id: UUID) -> str:
@@ -239,11 +238,6 @@ def error_of(status: int, code: str, message: str) -> ErrorContent:
     """Return an error as Anthropic's clients read it."""
     kind = _ERROR_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
     return {"type": kind, "message": message, "details": {"error_code": code}}
-
-
-def status_of(code: str) -> int:
-    """Return the status of an answer that failed or was cancelled."""
-    return 409 if code == "cancelled" else _STATUSES.get(code, 500)
 
 
 def _message(stream: Stream, content: list[Fields]) -> Message:
@@ -393,7 +387,8 @@ def _argued(state: MessagesState, place: int, delta: str) -> tuple[MessagesState
     if block is not None and block.call == place:
         state = replace(state, open=replace(block, content=block.content.plus(delta)))
         found = [_delta(state.number, "tool_use", delta)] if delta else []
-        state, more = _released(state)
+        # Only a brace can complete them. Without this check each delta would have all of them parsed.
+        state, more = _released(state) if "}" in delta else (state, [])
         return state, found + more
     for number, each in enumerate(state.waiting):
         if each.call == place:
@@ -511,7 +506,7 @@ def _usage(tokens: Tokens | None) -> Usage:
 
 
 def _error(code: str, message: str) -> Fields:
-    return {"type": "error", "error": error_of(status_of(code), code, message)}
+    return {"type": "error", "error": error_of(status_of_end(code), code, message)}
 
 
 def _frame(event: Fields) -> bytes:

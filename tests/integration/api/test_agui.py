@@ -151,6 +151,8 @@ async def test_the_answers_to_a_waiting_run_are_inputs(cluster: Cluster) -> None
     assert (await one.run("r2", resume=decided))[1:] == then[1:]
     refused = await one.post("r9", resume=resume(asked, {"approved": False}))
     assert (refused.status_code, refused.json()["code"]) == (422, "idempotency_conflict")
+    large = await one.post("r8", resume=resume(then, "x" * 1_100_000))
+    assert (large.status_code, large.json()["code"]) == (413, "message_too_large")
     last = await one.run("r3", resume=resume(then, "Go on."))
     assert (said(last), last[-1].get("outcome")) == ("Done.", None)
     assert GOT[2] == {"type": "message", "message": {"role": "user", "content": "Go on."}}
