@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -52,6 +53,8 @@ Json = dict[str, Any]
 
 # No client can send a key that begins like this.
 _KEY_PREFIX: Final = "\tresume "
+# The ids of interrupts: Baton's own, and those of graphs.
+_INTERRUPT: Final = re.compile(r"[0-9a-f]{32}(\.[0-9]+)?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,29 +232,51 @@ async def _resume(request: Request, thread_id: str, resume: Any) -> FoundRun:
         waits = [] if stream is None else await langgraph_reading.waits_of(request, stream)
     if stream is None or stream.ended or not waits:
         raise NothingToResume(f"The thread {thread_id!r:.80} waits for no answer.")
-    answers = _answers(stream, waits[-1], resume)
-    added = await _send(request, stream, waits[-1], answers)
+    wait = _wait_of(stream, waits, resume)
+    answers = _answers(stream, wait, resume)
+    added = await _send(request, stream, wait, answers, late=wait is not waits[-1])
     for each in added:
         pod_of(request).metrics.inputs.add(each.result)
     async with translated(pod_of(request).pool):
         stream = await streams.get(pod_of(request).pool, stream.id) or stream
-    return FoundRun(run_of(stream, thread_id, waits[-1].seq), stream, [wait.seq for wait in waits])
+    return FoundRun(run_of(stream, thread_id, wait.seq), stream, [known.seq for known in waits])
+
+
+def _wait_of(stream: Stream, waits: Sequence[Wait], resume: Any) -> Wait:
+    """Return the wait whose interrupt an answer names, which may be over; without a name, the newest.
+
+    Raises:
+        NothingToResume: it names an interrupt of another stream.
+    """
+    if not isinstance(resume, Mapping) or len(resume) != 1:
+        return waits[-1]
+    (name,) = resume
+    named = (wait for wait in reversed(waits) if _interrupt_id(stream, wait) == name)
+    found = next(named, None)
+    if found is None and _INTERRUPT.fullmatch(name):
+        raise NothingToResume(f"The thread does not wait for an answer to the interrupt {name!r:.80}.")
+    return found or waits[-1]
+
+
+def _interrupt_id(stream: Stream, wait: Wait) -> str:
+    (interrupt,) = interrupts_of(wait.waits_for, stream.id, wait.seq, {})
+    found: str = interrupt["id"]
+    return found
 
 
 def _answers(stream: Stream, wait: Wait, resume: Any) -> list[bytes]:
-    (interrupt,) = interrupts_of(wait.waits_for, stream.id, wait.seq, {})
     try:
-        return [encode_object(one) for one in inputs_of(wait.waits_for, interrupt["id"], resume)]
+        return [encode_object(one) for one in inputs_of(wait.waits_for, _interrupt_id(stream, wait), resume)]
     except UnfitAnswer as error:
         raise InvalidRequest(str(error)) from None
 
 
-async def _send(request: Request, stream: Stream, wait: Wait, answers: Sequence[bytes]) -> list[Added]:
-    """Add the inputs that answer a wait: all, or none."""
+async def _send(request: Request, stream: Stream, wait: Wait, answers: Sequence[bytes], *, late: bool) -> list[Added]:
+    """Add the inputs that answer a wait: all, or none. If it is `late`, they must have been given before."""
     counts = pod_of(request).metrics.inputs
     try:
         async with translated(pod_of(request).pool):
-            added = await _add(request, stream, wait, answers)
+            added = await _add(request, stream, wait, answers, late=late)
             await input_sending.announce(request, stream.id, added)
     except RequestError as error:
         counts.add(error.code)
@@ -259,7 +284,7 @@ async def _send(request: Request, stream: Stream, wait: Wait, answers: Sequence[
     return added
 
 
-async def _add(request: Request, stream: Stream, wait: Wait, answers: Sequence[bytes]) -> list[Added]:
+async def _add(request: Request, stream: Stream, wait: Wait, answers: Sequence[bytes], *, late: bool) -> list[Added]:
     for answer in answers:
         input_sending.require_size(request, answer)
     try:
@@ -268,12 +293,14 @@ async def _add(request: Request, stream: Stream, wait: Wait, answers: Sequence[b
             for number, answer in enumerate(answers):
                 one = await inputs.add(connection, stream.id, answer, f"{_KEY_PREFIX}{wait.seq} {number}")
                 # The first one ends the wait, or the wait has had another answer.
-                if one.result not in ({"woken", "repeated"} if number == 0 else input_sending.TAKEN):
+                # An answer that comes late must not wake a stream that waits again.
+                first = {"repeated"} if late else {"woken", "repeated"}
+                if one.result not in (first if number == 0 else input_sending.TAKEN):
                     raise _Refused(one)
                 added.append(one)
             return added
     except _Refused as error:
-        if error.added.result in {"added", "conflict"}:
+        if error.added.result in {"added", "woken", "conflict"}:
             raise AnswerRunning(
                 "Somebody else has answered this question, or its time has passed. Read the thread again."
             ) from None
