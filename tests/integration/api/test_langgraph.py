@@ -196,7 +196,7 @@ async def test_an_answer_that_names_its_question_answers_no_other(clients: list[
     one, other = clients
 
     async def asked(client: Client, resume: Any = None) -> tuple[str, str]:
-        fields = {} if resume is None else {"command": {"resume": resume}}
+        fields: dict[str, Any] = {} if resume is None else {"command": {"resume": resume}}
         answer = await client.run("ask twice" if resume is None else None, "wait", **fields)
         assert answer.status_code == 200, answer.text
         return answer.headers["content-location"], answer.json()["__interrupt__"][0]["id"]
