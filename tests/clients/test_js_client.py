@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import tarfile
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,15 @@ from tests.clients.balancer import balancer
 from tests.clients.node import HERE, Node
 from tests.clients.pods import ANSWER, WORDS, two_pods
 from tests.support.access import bearer, guarded_pod, make_key
-from tests.support.cluster import Cluster
+from tests.support.cluster import Cluster, Tap
 from tests.support.follower import frames_after, texts
 from tests.support.logbook import until
 from tools.js_client import BROWSER, BUILDS, PACKAGE, TYPES, build, pack
 
+import baton
 from baton.api.browser_builds import NEWEST
+from baton.generators import GenerationRequest
+from baton.generators.protocol import Yielded
 
 README = PACKAGE / "README.md"
 STRICT = ("--strict", "--noEmit", "--skipLibCheck", "--target", "es2022", "--lib", "es2022,dom,dom.iterable")
@@ -38,7 +42,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package, built."""
     folder = tmp_path_factory.mktemp("js-client")
     build(folder)
-    for script in ("baton_stream.mjs", "baton_stream_produce.mjs", "say.mjs"):
+    for script in ("baton_stream.mjs", "baton_stream_produce.mjs", "baton_stream_steer.mjs", "say.mjs"):
         shutil.copy(HERE / script, folder)
     return folder
 
@@ -132,6 +136,30 @@ async def test_the_documented_code_produces_an_answer(cluster: Cluster, package:
         written = (await script.rest())[-1]
     found = await cluster.client.get(f"{pod.url}/v1/streams/{written['id']}", headers=bearer(written["token"]))
     assert (written["status"], found.json()["text"]) == ("completed", "Hello from Node.")
+
+
+@baton.continues
+async def careful(request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+    """Wait for an approval."""
+    yield {"type": "continue", "after": request.so_far.seq}
+    if (answer := await request.receive(0)) is None:
+        yield {"type": "wait", "for": {"type": "approval", "calls": ["call_1"]}}
+        return
+    yield f"{answer['call_id']} {answer['approved']}"
+
+
+async def test_the_documented_code_answers_a_question_and_stops(cluster: Cluster, package: Path) -> None:
+    pod, tap = await cluster.pod(), Tap()
+    await cluster.worker({"careful": careful, "tap": tap})
+    async with Node(package).running("baton_stream_steer.mjs", pod.url, url=pod.url) as script:
+        over = await script.says("over")
+    assert over["text"] == "call_1 True"
+
+    async def is_cancelled() -> bool:
+        found = await cluster.client.get(f"{pod.url}/v1/streams/{over['id']}")
+        return bool(found.json()["status"] == "cancelled")
+
+    await until(is_cancelled)
 
 
 @pytest.mark.parametrize("mode", ["poll", "snapshot"])

@@ -12,7 +12,7 @@ import pytest
 from bench.packages import INSTALL_SECONDS
 from langgraph_sdk import get_client
 from langgraph_sdk.client import LangGraphClient
-from langgraph_sdk.errors import ConflictError, InternalServerError
+from langgraph_sdk.errors import ConflictError, InternalServerError, NotFoundError
 from tests.clients.balancer import balancer
 from tests.clients.node import Node
 from tests.clients.pods import ANSWER, WORDS, two_pods
@@ -92,6 +92,19 @@ async def test_the_python_client_waits_through_a_killed_pod(cluster: Cluster) ->
         pods.say(*WORDS[300:])
         pods.finish()
         assert last_text(await waiting) == ANSWER
+
+
+async def test_the_python_client_takes_no_part_of_an_erased_run_for_the_whole(cluster: Cluster) -> None:
+    pod, author = await cluster.pod(), await cluster.author(chat="t")
+    await author.write(encode_text("Half"))
+
+    async def read() -> None:
+        async for part in client_of(pod.url).runs.join_stream("t", str(author.id), stream_mode=["messages-tuple"]):
+            if part.event == "messages":
+                await cluster.client.delete(f"{pod.url}/v1/streams/{author.id}")
+
+    with pytest.raises(NotFoundError, match="no stream"):
+        await read()
 
 
 async def test_the_python_client_talks_to_a_thread(cluster: Cluster) -> None:

@@ -191,7 +191,7 @@ async def approvals(page: ChatPage, options: str, _snippet: bool) -> Outcome:
     page.pods.say(RESULT)
     page.pods.finish()
     state = await page.until(
-        "s.error || (s.status === 'ready' && s.messages.at(-1).parts.at(-1)?.state === 'output-available')"
+        "s.error || (s.status === 'ready' && JSON.stringify(s.messages).includes('output-available'))"
     )
     return outcome(state, [TEXT, "output-available"])
 
@@ -245,7 +245,8 @@ async def show_old(
     page: ChatPage, version: str, chat: str, options: str = "", saved: list[dict[str, Any]] | None = None
 ) -> None:
     await page.load()
-    given = f"{{ id: '{chat}', api: API, initialMessages: saved, body: {{ model: 'tap' }}, {options} }}"
+    body = f"{{ id: '{chat}', model: 'tap' }}" if version == "3.4" else "{ model: 'tap' }"
+    given = f"{{ id: '{chat}', api: API, initialMessages: saved, body: {body}, {options} }}"
     await page.show(given, API=page.url + address_of(version), saved=saved or [])
 
 

@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Any, ClassVar
+from uuid import uuid4
 
 import httpx2
 import orjson
@@ -248,4 +249,106 @@ class AiSdk(EventStream):
             self.deltas.append(chunk["delta"])
 
 
-DIALECTS: Sequence[type[Client]] = (Native, Responses, AiSdk, Chat, Text)
+class Anthropic(EventStream):
+    """Anthropic's Messages: one block of text."""
+
+    path = "/v1/messages"
+    end = "message_stop"
+    order = [  # noqa: RUF012
+        *("message_start", "content_block_start", "content_block_delta", "content_block_stop"),
+        *("message_delta", "message_stop"),
+    ]
+
+    def body(self, message: str) -> dict[str, Any]:
+        said = [{"role": "user", "content": message}]
+        return {"model": GENERATOR, "max_tokens": 9, "messages": said, "stream": True}
+
+    def take(self, fields: Sequence[tuple[str, str]]) -> None:
+        (first, kind), (second, data) = fields
+        assert (first, second) == ("event", "data")
+        event = orjson.loads(data)
+        assert event["type"] == kind
+        if kind == "ping":
+            return
+        self.kinds.append(kind)
+        if kind == "content_block_delta":
+            self.deltas.append(event["delta"]["text"])
+
+
+class AgUi(EventStream):
+    """AG-UI: one message of text."""
+
+    path = f"/v1/ag-ui/{GENERATOR}"
+    end = "RUN_FINISHED"
+    order = [  # noqa: RUF012
+        *("RUN_STARTED", "TEXT_MESSAGE_START", "TEXT_MESSAGE_CONTENT", "TEXT_MESSAGE_END", "RUN_FINISHED"),
+    ]
+
+    def body(self, message: str) -> dict[str, Any]:
+        run = str(uuid4())
+        return {"threadId": run, "runId": run, "messages": [{"id": "u", "role": "user", "content": message}]}
+
+    def take(self, fields: Sequence[tuple[str, str]]) -> None:
+        [(name, data)] = fields
+        assert name == "data"
+        event = orjson.loads(data)
+        self.kinds.append(event["type"])
+        if event["type"] == "TEXT_MESSAGE_CONTENT":
+            self.deltas.append(event["delta"])
+
+
+class LangGraph(EventStream):
+    """LangGraph: numbered frames of a run in two modes. A number that is left out is one of another mode."""
+
+    path = "/v1/langgraph/runs/stream"
+    end = "end"
+    order = ["metadata", "values", "messages", "values", "end"]  # noqa: RUF012
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._number = 0
+
+    def body(self, message: str) -> dict[str, Any]:
+        said = {"messages": [{"role": "user", "content": message}]}
+        return {"assistant_id": GENERATOR, "input": said, "stream_mode": ["messages-tuple", "values"]}
+
+    def take(self, fields: Sequence[tuple[str, str]]) -> None:
+        (first, number), (second, kind), (third, data) = fields
+        assert (first, second, third) == ("id", "event", "data")
+        assert int(number) > self._number
+        self._number = int(number)
+        self.kinds.append(kind)
+        content = orjson.loads(data)
+        if kind == "messages" and content[0]["content"]:
+            self.deltas.append(content[0]["content"])
+        elif kind == "values" and self.deltas:
+            assert content["messages"][-1]["content"] == self.text
+
+
+class AiSdkData(Client):
+    """The data stream of AI SDK 4: a part a line."""
+
+    path = "/v1/ai-sdk/v4/chat"
+    accept = "*/*"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rest = b""
+        self._codes: list[str] = []
+
+    def body(self, message: str) -> dict[str, Any]:
+        return {"model": GENERATOR, "messages": [{"role": "user", "content": message}]}
+
+    def feed(self, part: bytes) -> None:
+        *lines, self._rest = (self._rest + part).split(b"\n")
+        for code, _, data in (line.decode().partition(":") for line in lines if line):
+            self._codes.append(code)
+            if code == "0":
+                self.deltas.append(orjson.loads(data))
+
+    def check(self) -> None:
+        assert self._rest == b""
+        assert [code for code, _ in groupby(self._codes)] == ["f", "0", "e", "d"]
+
+
+DIALECTS: Sequence[type[Client]] = (Native, Responses, AiSdk, Chat, Text, Anthropic, AgUi, LangGraph, AiSdkData)

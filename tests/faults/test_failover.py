@@ -21,6 +21,7 @@ from tests.faults.watchers import DIALECTS, NATIVE, Script, Watcher, asking
 from tests.support import end_hook
 from tests.support.cluster import Cluster, RunningPod
 from tests.support.databases import execute, named_database
+from tests.support.doors import DOORS
 from tests.support.durable import DurableReader
 from tests.support.logbook import until
 
@@ -811,6 +812,7 @@ CREATES: dict[str, dict[str, object]] = {
         "messages": [{"id": "m", "role": "user", "parts": [{"type": "text", "text": "hello"}]}],
         "trigger": "submit-message",
     },
+    **dict(door.creating() for door in DOORS.values()),
 }
 
 

@@ -161,6 +161,8 @@ async def _create(request: Request, sent: RunAgentInput, body: bytes, answers: S
     messages = sent.messages
     del body, given, history, new, wanted, beside
     if not created:
+        # The same runId does not prove that the caller knows the messages before the answer.
+        principal_of(request).require("read")
         return await _replay(request, stream, messages)
     release_body(request)
     return await opening.follow(request, stream.id, Opening(dialect=AG_UI, begun=agui.begin(run, str(stream.id))))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -52,6 +53,8 @@ Json = dict[str, Any]
 
 # No client can send a key that begins like this.
 _KEY_PREFIX: Final = "\tresume "
+# The ids of interrupts: Baton's own, and those of graphs.
+_INTERRUPT: Final = re.compile(r"[0-9a-f]{32}(\.[0-9]+)?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,29 +228,52 @@ async def _resume(request: Request, thread_id: str, resume: Any) -> FoundRun:
         waits = [] if stream is None else await langgraph_reading.waits_of(request, stream)
     if stream is None or stream.ended or not waits:
         raise NothingToResume(f"The thread {thread_id!r:.80} waits for no answer.")
-    answers = _answers(stream, waits[-1], resume)
-    await _send(request, stream, waits[-1], answers)
+    wait = _wait_of(stream, waits, resume)
+    await _send(request, stream, wait, _answers(stream, wait, resume), late=wait is not waits[-1])
     async with translated(pod_of(request).pool):
         stream = await streams.get(pod_of(request).pool, stream.id) or stream
-    return FoundRun(run_of(stream, thread_id, waits[-1].seq), stream, [wait.seq for wait in waits])
+    return FoundRun(run_of(stream, thread_id, wait.seq), stream, [known.seq for known in waits])
+
+
+def _wait_of(stream: Stream, waits: Sequence[Wait], resume: Any) -> Wait:
+    """Return the wait whose interrupt an answer names, which may be over; without a name, the newest.
+
+    Raises:
+        NothingToResume: it names an interrupt of another stream.
+    """
+    if not isinstance(resume, Mapping) or len(resume) != 1:
+        return waits[-1]
+    (name,) = resume
+    named = (wait for wait in reversed(waits) if _interrupt_id(stream, wait) == name)
+    found = next(named, None)
+    if found is None and _INTERRUPT.fullmatch(name):
+        raise NothingToResume(f"The thread does not wait for an answer to the interrupt {name!r:.80}.")
+    return found or waits[-1]
+
+
+def _interrupt_id(stream: Stream, wait: Wait) -> str:
+    (interrupt,) = interrupts_of(wait.waits_for, stream.id, wait.seq, {})
+    found: str = interrupt["id"]
+    return found
 
 
 def _answers(stream: Stream, wait: Wait, resume: Any) -> list[bytes]:
-    (interrupt,) = interrupts_of(wait.waits_for, stream.id, wait.seq, {})
     try:
-        return [encode_object(one) for one in inputs_of(wait.waits_for, interrupt["id"], resume)]
+        return [encode_object(one) for one in inputs_of(wait.waits_for, _interrupt_id(stream, wait), resume)]
     except UnfitAnswer as error:
         raise InvalidRequest(str(error)) from None
 
 
-async def _send(request: Request, stream: Stream, wait: Wait, answers: Sequence[bytes]) -> None:
-    """Add the inputs that answer a wait: all, or none."""
+async def _send(request: Request, stream: Stream, wait: Wait, answers: Sequence[bytes], *, late: bool) -> None:
+    """Add the inputs that answer a wait: all, or none. If it is `late`, they must have been given before."""
+    # An answer that comes late must not wake a stream that waits again.
+    first = {"repeated"} if late else {"woken", "repeated"}
 
     async def check(_: Connection, place: int, added: Added) -> Added:
         # The first one ends the wait, or the wait has had another answer.
-        if added.result in ({"woken", "repeated"} if place == 0 else input_sending.TAKEN):
+        if added.result in (first if place == 0 else input_sending.TAKEN):
             return added
-        if added.result in {"added", "conflict"}:
+        if added.result in {"added", "woken", "conflict"}:
             raise AnswerRunning("This question has another answer, or its time has passed. Read the thread again.")
         raise NotTaken(added)
 

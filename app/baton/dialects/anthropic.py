@@ -92,13 +92,15 @@ class Block:
     """A block that is open, or waits for an open call.
 
     `begin` is what its first event has. `content` is the text of a block that waits, and the arguments of a call, also
-    of an open one: they say when it is complete. `call` is the place of the call in `MessagesState.calls`.
+    of an open one: they say when it is complete. `call` is the place of the call in `MessagesState.calls`, and `closes`
+    whether the arguments so far end with a brace.
     """
 
     begin: Fields
     content: Chain = field(default_factory=Chain)
     signature: str = ""
     call: int | None = None
+    closes: bool = False
 
     @property
     def kind(self) -> str:
@@ -108,7 +110,13 @@ class Block:
     @property
     def unfinished(self) -> bool:
         """Whether it is a call whose arguments are not complete. Only then may more follow behind other events."""
-        return self.call is not None and not _is_object(str(self.content))
+        # To parse them after each part of them would cost the square of their length.
+        return self.call is not None and not (self.closes and _is_object(str(self.content)))
+
+    def argued(self, delta: str) -> Block:
+        """Return the call with more of its arguments."""
+        end = delta.rstrip()
+        return replace(self, content=self.content.plus(delta), closes=end.endswith("}") if end else self.closes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,15 +393,14 @@ def _argued(state: MessagesState, place: int, delta: str) -> tuple[MessagesState
     """Add arguments to a call. When it is complete, the blocks that wait for it follow."""
     block = state.open
     if block is not None and block.call == place:
-        state = replace(state, open=replace(block, content=block.content.plus(delta)))
+        state = replace(state, open=block.argued(delta))
         found = [_delta(state.number, "tool_use", delta)] if delta else []
         # Only a brace can complete them. Without this check each delta would have all of them parsed.
         state, more = _released(state) if "}" in delta else (state, [])
         return state, found + more
     for number, each in enumerate(state.waiting):
         if each.call == place:
-            grown = replace(each, content=each.content.plus(delta))
-            waiting = (*state.waiting[:number], grown, *state.waiting[number + 1 :])
+            waiting = (*state.waiting[:number], each.argued(delta), *state.waiting[number + 1 :])
             return replace(state, waiting=waiting), []
     # It was complete and is closed, so this is no part of its JSON.
     return state, []

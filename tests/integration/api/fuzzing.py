@@ -38,7 +38,8 @@ from baton.generators.replay import build
 _RUN = "threads/{thread}/runs/{run}"
 UNREFUSABLE = {"/v1/models", "/v1/models/{name}", "/v1/ai-sdk/chat/{chat}/stop"}
 UNREFUSABLE |= {"/healthz", "/readyz", "/metrics", "/openapi.json", "/errors", "/console", "/assets/{name}"}
-UNREFUSABLE |= {"/client.js", "/client/{file}"}
+UNREFUSABLE |= {"/client.js", "/client/{file}", "/v1/ag-ui/{generator}/runs/{run}/stop"}
+UNREFUSABLE |= {"/v1/messages/count_tokens", "/v1/messages/batches"}
 UNREFUSABLE |= {
     f"/v1/langgraph/{path}"
     for path in ("info", "assistants/{assistant}", "threads/{thread}", "threads/{thread}/state", _RUN)
@@ -77,7 +78,9 @@ class Fuzzer:
             assert headers.get(name), (what, name)
         if status >= 400 and body:
             content = orjson.loads(body)
-            assert (content.get("error") or content)["code"] in CODES, (what, body)
+            error = content.get("error") or content
+            code = error["details"]["error_code"] if "details" in error else error["code"]
+            assert code in CODES, (what, body)
 
     def of_the_document(self, examples: int, number: int) -> None:
         """Send what the document allows, and what it does not, and hold the answers to it."""
@@ -124,11 +127,12 @@ class Fuzzer:
         @st.composite
         def asked(draw: st.DrawFn) -> Asked:
             route = draw(st.sampled_from(routes))
-            name = re.sub(":any", "", (re.search(r"{[\w:]+}", route.path) or [""])[0])
-            known = self.ids.get(name, ["x"])
-            inside = draw(st.one_of(st.sampled_from(known), st.sampled_from(known), st.sampled_from(known), part))
-            filled = st.just(re.sub(r"{[\w:]+}", lambda _: inside, route.path))
-            path = draw(st.one_of(*[filled] * 9, STRAY))
+            filled = route.path
+            for name in re.findall(r"{[\w:]+}", route.path):
+                known = self.ids.get(name.replace(":any", ""), ["x"])
+                inside = draw(st.one_of(st.sampled_from(known), st.sampled_from(known), st.sampled_from(known), part))
+                filled = filled.replace(name, inside, 1)
+            path = draw(st.one_of(*[st.just(filled)] * 9, STRAY))
             method = draw(st.one_of(*[st.sampled_from(sorted(route.methods or ()))] * 4, METHODS))
             query = draw(QUERIES)
             body = draw(BODIES) if method in {"POST", "PUT", "PATCH"} else b""
@@ -166,10 +170,10 @@ async def fuzzer(cluster: Cluster) -> Fuzzer:
     for stream_id in (ended, failed, cancelled, erased):
         await cluster.client.get(f"{pod.url}/v1/streams/{stream_id}?wait=20")
     await cluster.client.delete(f"{pod.url}/v1/streams/{erased}")
-    ids = [ended, failed]
-    return Fuzzer(
-        pod, {"{id}": ids, "{path}": ids, "{chat}": ["c", f"run_{ended.replace('-', '')}"], "{name}": ["replay"]}
-    )
+    ids, run = [ended, failed], f"run_{ended.replace('-', '')}"
+    known = {"{id}": ids, "{path}": ids, "{chat}": ["c", run], "{name}": ["replay"]}
+    doors = {"{thread}": ["c"], "{run}": [ended, run], "{generator}": ["replay"], "{version}": ["v3", "v4"]}
+    return Fuzzer(pod, {**known, **doors})
 
 
 async def all_back(fuzzed: Fuzzer) -> None:
@@ -195,7 +199,7 @@ def with_alternatives(described: dict[str, Any]) -> tuple[dict[str, Any], Callab
             responses = operation["responses"]
             for alternative in operation.pop(ALTERNATIVES, []):
                 for status, response in alternative["responses"].items():
-                    content = responses.get(status, {}).get("content", {}) | response.get("content", {})
+                    content = _either(responses.get(status, {}).get("content", {}), response.get("content", {}))
                     responses[status] = response | responses.get(status, {}) | ({"content": content} if content else {})
             for status, response in responses.items():
                 if schema := response.get("content", {}).get(EVENTS, {}).pop("schema", None):
@@ -209,6 +213,14 @@ def with_alternatives(described: dict[str, Any]) -> tuple[dict[str, Any], Callab
                 validators[method, path, status].validate(orjson.loads("\n".join(data)))
 
     return described, judge
+
+
+def _either(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """The types of bodies of both; of a media type that both have, either."""
+    both = {
+        media: {"schema": {"anyOf": [one[media]["schema"], other[media]["schema"]]}} for media in one.keys() & other
+    }
+    return one | other | both
 
 
 def dumps(content: Any) -> bytes:
@@ -257,7 +269,7 @@ NAMES = st.sampled_from(
             "snapshot",
         ),
         *("last_event_id", "lastEventId", "startIndex", "stream", "starting_after", "after", "order", "token", ""),
-        *("offset", "live", "cursor", "replay"),
+        *("offset", "live", "cursor", "replay", "stream_mode", "cancel_on_disconnect", "action", "chatId"),
     ]
 )
 TEXTS = st.text(max_size=30).map(lambda text: quote(text, safe=""))
@@ -340,6 +352,12 @@ REQUESTS = st.fixed_dictionaries(
         "background": st.one_of(st.booleans(), JSON),
         "id": st.one_of(st.text(max_size=20), JSON),
         "n": JSON,
+        "assistant_id": st.one_of(st.sampled_from(["replay", "echo"]), JSON),
+        "command": st.one_of(JSON, st.fixed_dictionaries({"resume": JSON})),
+        "stream_mode": st.one_of(st.sampled_from(["values", "messages-tuple"]), JSON),
+        "threadId": st.one_of(st.text(max_size=8), JSON),
+        "runId": st.one_of(st.text(max_size=8), JSON),
+        "resume": JSON,
         "stream_options": JSON,
         "on_worker_lost": st.sampled_from(["continue", "retry", "fail", 1]),
         "max_duration_seconds": st.one_of(st.floats(), JSON),

@@ -10,6 +10,7 @@ from uuid import UUID
 
 import httpx2
 import pytest
+from tests.support.access import bearer, guarded_pod, make_key
 from tests.support.cluster import Cluster, RunningPod, Tap
 
 import baton
@@ -206,3 +207,20 @@ async def test_an_answer_to_no_question_is_refused(cluster: Cluster, entries: li
     client = Client(cluster, await cluster.pod(), "careful")
     answer = await client.post("r1", resume=entries)
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
+
+
+async def test_who_may_not_read_gets_no_run_of_somebody_else(cluster: Cluster) -> None:
+    _, reading = await make_key(cluster, "create", "read")
+    _, creating = await make_key(cluster, "create")
+    pod = await guarded_pod(cluster)
+    await cluster.worker({"careful": careful})
+
+    async def send(credential: str, run: str, text: str) -> httpx2.Response:
+        body = {"threadId": "t", "runId": run, "messages": [USER | {"content": text}]}
+        return await cluster.client.post(f"{pod.url}/v1/ag-ui/careful", json=body, headers=bearer(credential))
+
+    assert (await send(reading, "r", "my secret")).status_code == 200
+    assert "my secret" in (await send(reading, "r", "again")).text
+    refused = await send(creating, "r", "what did they say?")
+    assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
+    assert (await send(creating, "mine", "Hello")).status_code == 200

@@ -322,8 +322,12 @@ async def refused_in_other_dialects(cluster: Cluster, pod: RunningPod, kind: Kin
             f"/v1/responses/resp_{author.id.hex}?stream=true",
             f"/v1/ai-sdk/chat/run_{author.id.hex}/stream",
             f"/v1/ai-sdk/chat/run_{author.id.hex}/stream?startIndex=-1",
+            f"/v1/langgraph/threads/c/runs/{author.id}/stream",
+            f"/v1/langgraph/threads/c/runs/{author.id}/join",
+            f"/v1/ag-ui/x/runs/run_{author.id.hex}/connect",
         ):
-            answer = await cluster.client.get(pod.url + path)
+            method = "POST" if path.endswith("connect") else "GET"
+            answer = await cluster.client.request(method, pod.url + path)
             assert answer.status_code == 409, (path, answer.text)
             content = answer.json()
             assert (content.get("error") or content)["code"] == "raw_content"

@@ -13,6 +13,7 @@ import orjson
 import pytest
 from tests.support.access import bearer, guarded_pod, make_key, signed
 from tests.support.cluster import Cluster, RunningPod
+from tests.support.doors import DOORS
 from tests.support.durable import external
 from tests.support.follower import following
 from tests.support.logbook import until
@@ -158,6 +159,7 @@ async def test_other_apis_refuse_the_reserved_name(cluster: Cluster) -> None:
         ("/v1/responses", {"model": "external", "input": "?"}),
         ("/v1/chat/completions", {"model": "external", "messages": messages}),
         ("/v1/ai-sdk/chat", {"model": "external", "messages": parts}),
+        *(door.creating("external") for door in DOORS.values()),
     ):
         answer = await cluster.client.post(pod.url + path, json=body)
         assert (answer.status_code, "reserved_generator" in answer.text) == (422, True), answer.text
@@ -194,11 +196,17 @@ async def test_a_cancel_ends_an_open_stream_at_once_and_its_producer_learns_it(c
 
 async def test_all_stop_routes_end_an_open_stream(cluster: Cluster) -> None:
     pod = await cluster.pod()
-    for path, status in (("/v1/responses/resp_{hex}/cancel", 200), ("/v1/ai-sdk/chat/run_{hex}/stop", 200)):
-        created = await create(cluster, pod)
-        answer = await cluster.client.post(pod.url + path.format(hex=UUID(created["id"]).hex))
-        assert answer.status_code == status
-        assert answer.json()["status"] == "cancelled"
+    for path in (
+        "/v1/responses/resp_{hex}/cancel",
+        "/v1/ai-sdk/chat/run_{hex}/stop",
+        "/v1/ag-ui/x/runs/run_{hex}/stop",
+        "/v1/langgraph/threads/c/runs/{id}/cancel",
+    ):
+        created = await create(cluster, pod, metadata={"chat": "c"})
+        answer = await cluster.client.post(pod.url + path.format(hex=UUID(created["id"]).hex, id=created["id"]))
+        assert answer.is_success, answer.text
+        stopped = await cluster.client.get(f"{pod.url}/v1/streams/{created['id']}")
+        assert stopped.json()["status"] == "cancelled"
 
 
 async def test_an_open_stream_is_running_for_every_api(cluster: Cluster) -> None:

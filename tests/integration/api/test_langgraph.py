@@ -47,7 +47,9 @@ async def agent(request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
             yield CALL
             yield {"type": "tool_approval", "id": "c"}
         yield {"type": "wait", "for": reason}
-    elif last in {"ask", "approve"}:
+    elif last == "ask twice" and request.run <= 2:
+        yield {"type": "wait", "for": {"question": request.run}}
+    elif last in {"ask", "approve", "ask twice"}:
         yield f"You said {await request.receive(0)}."
     elif last == "slow":
         yield "Slow"
@@ -83,8 +85,9 @@ class Client:
 
 
 @pytest.fixture
-async def clients(cluster: Cluster) -> list[Client]:
-    GATE.clear()
+async def clients(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> list[Client]:
+    # An event belongs to the loop of the test that has waited for it.
+    monkeypatch.setitem(globals(), "GATE", asyncio.Event())
     await cluster.worker({"agent": agent})
     return [Client(cluster, await cluster.pod()) for _ in range(2)]
 
@@ -187,6 +190,27 @@ async def test_of_two_answers_one_is_taken(clients: list[Client]) -> None:
     statuses = sorted(answer.status_code for answer in answers)
     assert statuses == [200, 409]
     assert len(texts((await clients[0].get("/threads/t/state")).json()["values"])) == 3
+
+
+async def test_an_answer_that_names_its_question_answers_no_other(clients: list[Client]) -> None:
+    one, other = clients
+
+    async def asked(client: Client, resume: Any = None) -> tuple[str, str]:
+        fields: dict[str, Any] = {} if resume is None else {"command": {"resume": resume}}
+        answer = await client.run("ask twice" if resume is None else None, "wait", **fields)
+        assert answer.status_code == 200, answer.text
+        return answer.headers["content-location"], answer.json()["__interrupt__"][0]["id"]
+
+    _, first = await asked(one)
+    run, second = await asked(one, {first: "yes"})
+    assert second != first
+    # The same answer again, whose response was lost, gets the run that it has begun. Another one is too late.
+    assert await asked(other, {first: "yes"}) == (run, second)
+    for resume, code in (({first: "no"}, "answer_running"), ({"0" * 32 + ".3": "yes"}, "nothing_to_resume")):
+        refused = await one.run(None, "wait", command={"resume": resume})
+        assert (refused.status_code, refused.json()["code"]) == (409, code)
+    answer = await one.run(None, "wait", command={"resume": {second: "maybe"}})
+    assert texts(answer.json())[-1] == ("ai", "You said yes.")
 
 
 async def test_decisions_answer_a_question_about_tool_calls(clients: list[Client]) -> None:

@@ -10,6 +10,7 @@ import httpx2
 import orjson
 import pytest
 from tests.support.cluster import Cluster, RunningPod, Tap
+from tests.support.doors import DOORS
 from tests.support.logbook import until
 
 from baton.generators import GenerationRequest
@@ -136,7 +137,8 @@ async def test_a_request_that_waits_for_an_answer_holds_no_body(cluster: Cluster
     pod = await cluster.pod()
     tap = Tap()
     await cluster.worker({"replay": tap})
-    for path, body in (("/v1/chat/completions", CHAT), ("/v1/responses", RESPONSE)):
+    doors = [door.creating() for door in DOORS.values()]
+    for path, body in (("/v1/chat/completions", CHAT), ("/v1/responses", RESPONSE), *doors):
         waiting = asyncio.create_task(cluster.client.post(f"{pod.url}{path}", json=body))
         await until(lambda: pod.metric("baton_subscribers") == 1)
         assert pod.metric("baton_request_body_bytes") == 0

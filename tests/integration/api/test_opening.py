@@ -30,6 +30,7 @@ async def test_head_has_the_headers_of_get_in_each_dialect(cluster: Cluster, sub
         "text": (f"/v1/streams/{stream_id}/events", {"accept": "text/plain"}),
         "responses": (f"/v1/responses/resp_{digits}?stream=true", {}),
         "aisdk": (f"/v1/ai-sdk/chat/run_{digits}/stream", {}),
+        **{name: (f"/v1/langgraph/threads/c/runs/{stream_id}/{name}", {}) for name in ("stream", "join")},
     }
     for dialect, (path, headers) in paths.items():
         with subtests.test(dialect):

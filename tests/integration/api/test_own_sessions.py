@@ -23,6 +23,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.routing import Mount
 from tests.support.access import SECRETS, TOKEN_KEYS, api_key, bearer, make_key, signed
 from tests.support.cluster import Cluster, Tap, serving
+from tests.support.doors import DOORS
 from tests.support.follower import following
 
 from baton import Caller, ConfigurationError, create_app
@@ -82,7 +83,7 @@ CREATES: list[tuple[str, dict[str, Any]]] = [
     ("/v1/streams", {"input": "?"}),
     ("/v1/responses", {"input": "?", "background": True}),
     ("/v1/chat/completions", {"model": "replay", "messages": [{"role": "user", "content": "?"}]}),
-    ("/v1/messages", {"model": "replay", "messages": [{"role": "user", "content": "?"}]}),
+    *(door.creating() for door in DOORS.values()),
     ("/v1/ai-sdk/chat", {"messages": [{"role": "user", "parts": [{"type": "text", "text": "?"}]}]}),
 ]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from tests.support.cluster import Cluster, RunningPod
+from tests.support.doors import DOORS
 from tests.support.logbook import until
 from tests.support.provider_server import ProviderServer, Reply, data_frames, refusal
 
@@ -26,6 +27,9 @@ ASKING: dict[str, tuple[str, Any]] = {
     "Chat Completions": ("/v1/chat/completions", lambda name: {"model": name, "messages": HELLO, "stream": True}),
     "Responses": ("/v1/responses", lambda name: {"model": name, "input": HELLO, "stream": True}),
     "AI SDK": ("/v1/ai-sdk/chat", lambda name: {"model": name, "messages": UI_HELLO}),
+    "AI SDK 4": ("/v1/ai-sdk/v4/chat", lambda name: {"model": name, "messages": HELLO}),
+    "Anthropic": ("/v1/messages", lambda name: DOORS["anthropic"].creating(name, "Hello")[1]),
+    "LangGraph": ("/v1/langgraph/runs/stream", lambda name: DOORS["langgraph"].creating(name, "Hello")[1]),
 }
 
 

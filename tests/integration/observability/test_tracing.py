@@ -15,6 +15,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode, format_span_id, format_trace_id
 from tests.support.cluster import Cluster, Tap, echo
+from tests.support.doors import DOORS
 from tests.support.logbook import has_events, until, working
 from tests.support.processes import environment, finished, running
 from tests.support.provider_server import ProviderServer, Reply, data_frames, refusal
@@ -152,6 +153,7 @@ WAYS: dict[str, Any] = {
         "model": "words",
         "messages": [{"role": "user", "parts": [{"type": "text", "text": "a"}]}],
     },
+    **dict(door.creating("words", "a") for door in DOORS.values()),
 }
 
 

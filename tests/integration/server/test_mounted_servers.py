@@ -68,6 +68,9 @@ class Viewers:
         return [
             self._read(f"responses/resp_{self._author.id.hex}?stream=true"),
             self._read("ai-sdk/chat/chat/stream"),
+            self._read("ai-sdk/v4/chat?chatId=chat"),
+            self._read(f"langgraph/threads/chat/runs/{self._author.id}/stream?stream_mode=messages-tuple"),
+            self._read(f"langgraph/threads/chat/runs/{self._author.id}/join"),
             self._read(f"streams/{self._author.id}/events", accept="text/plain"),
         ]
 

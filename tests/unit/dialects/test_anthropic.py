@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from tests.support.wire import ANSWERS, EVENT, SIZES, STREAM_ID, batches, data, encoded, frames, sent, stream
 
+from baton.dialects import anthropic
 from baton.dialects.anthropic import MESSAGES, Thinking, message_of, thinking_of
 from baton.dialects.protocol import Reader
 from baton.outcome import Outcome
@@ -239,6 +240,19 @@ def test_what_is_interleaved_waits_for_the_arguments_of_the_open_call() -> None:
         *(("start", 3, "tool_use"), ("stop", 3)),
         *(("start", 4, "text"), (4, "z"), ("stop", 4)),
     ]
+
+
+def test_arguments_are_parsed_only_where_they_may_be_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[str] = []
+    is_object = anthropic._is_object
+
+    def noted(arguments: str) -> bool:
+        parsed.append(arguments)
+        return is_object(arguments)
+
+    monkeypatch.setattr(anthropic, "_is_object", noted)
+    told(begun(0, '{"a":"'), "beside", *[call(0, "word ")] * 100, call(0, '"}'), call(0, "\n"), begun(1, "{}"), STOP)
+    assert set(parsed) == {'{"a":"' + "word " * 100 + '"}'}
 
 
 @pytest.mark.parametrize(
