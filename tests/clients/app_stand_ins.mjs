@@ -6,6 +6,10 @@ const becomes = (state) => listeners.app.forEach((listener) => listener(state));
 const send = globalThis.fetch;
 let network = { isGone: false };
 
+// Silence counts as a lost connection after 45 seconds. Here it never does, so only the app can notice.
+const later = globalThis.setTimeout;
+globalThis.setTimeout = (run, milliseconds) => later(run, milliseconds >= 45_000 ? 2 ** 31 - 1 : milliseconds);
+
 /** The connections of a network that is gone are silent: no error says so. */
 function loseNetwork() {
   network.isGone = true;
