@@ -40,10 +40,10 @@ def bundled(node: Node, url: str) -> str:
 
 async def happens(app: Script, *lines: str) -> int:
     """Let things happen to the phone; return how many requests it has sent."""
+    count = 0
     for line in lines:
         app.hears(line)
-        sent = await app.says(line)
-    count: int = sent["requests"]
+        count = (await app.says(line))["requests"]
     return count
 
 

@@ -28,7 +28,7 @@ from baton.dialects.aisdk_message import Earlier
 from baton.dialects.aisdk_page import parts_of
 from baton.dialects.anthropic import MESSAGES
 from baton.dialects.chat import CHAT
-from baton.dialects.protocol import Reader
+from baton.dialects.protocol import Dialect, Encoded, Reader
 from baton.dialects.responses import RESPONSES, response_of
 from baton.dialects.text import TEXT
 from baton.outcome import Outcome
@@ -183,12 +183,13 @@ def test_an_approval_names_a_question_or_in_older_messages_a_call() -> None:
 def test_dialects_that_stay_connected_continue_as_if_there_had_been_no_wait() -> None:
     waiting: Events = ["a", CALL, ASKS, WAITING, WOKEN, RESULT, "b", END]
     straight: Events = ["a", CALL, ASKS, RESULT, "b", END]
-    for dialect, begun in (
+    stays: list[tuple[Dialect[Any], Encoded[Any]]] = [
         (CHAT, CHAT.begin(ROW, {})),
         (MESSAGES, MESSAGES.begin(ROW, "whole")),
         *((dialect, dialect.begin(STREAM_ID.hex)) for dialect in AI_SDK_DATA.values()),
         (TEXT, text.START),
-    ):
+    ]
+    for dialect, begun in stays:
         reader: Reader[Any] = Reader(dialect, begun, 0)
         reader.read(batches(waiting[:4]))
         assert (reader.over, reader.pause) == (None, b"")
