@@ -40,11 +40,11 @@ def bundled(node: Node, url: str) -> str:
 
 async def happens(app: Script, *lines: str) -> int:
     """Let things happen to the phone; return how many requests it has sent."""
+    requests = 0
     for line in lines:
         app.hears(line)
-        sent = await app.says(line)
-    count: int = sent["requests"]
-    return count
+        requests = (await app.says(line))["requests"]
+    return requests
 
 
 async def test_an_app_follows_through_sleep_another_network_and_a_killed_pod(cluster: Cluster, node: Node) -> None:
