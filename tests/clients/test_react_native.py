@@ -59,7 +59,7 @@ async def test_an_app_follows_through_sleep_another_network_and_a_killed_pod(clu
         assert await happens(app, "becomes inactive", "becomes active") == requests
         await happens(app, "sleeps")
         pods.say(*WORDS[100:200])
-        assert await happens(app, "wakes", "shows word199") == requests + 2
+        assert await happens(app, "wakes", "shows word199") >= requests + 2
         await happens(app, "joins CELLULAR")
         pods.say(*WORDS[200:300])
         await happens(app, "shows word299")
