@@ -99,7 +99,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "a validity from a text on": {"nbf": str(NOW)},
     "a validity from a truth on": {"nbf": True},
     "a life that is too long": {"iat": NOW - 3000, "exp": NOW + 900},
-    "a life that is too long from now on": {"exp": NOW + 4000},
+    "a life that is too long from now on": {"exp": NOW + 40_000},
     "not yet": {"nbf": NOW + 86_400},
     "no subject": {"sub": None},
     "a subject for two lines of a log": {"sub": "a\nb"},
