@@ -58,7 +58,7 @@ class Model:
         elif last == "Fail.":
             yield "So far"
             raise GenerationError("tired", "No more.")
-        elif last == "Wait.":
+        elif last.startswith("Wait."):
             yield "Half"
             self.begun.set()
             await self.rest.wait()
@@ -296,8 +296,11 @@ async def test_a_conversation_has_one_successor(cluster: Cluster, model: Model, 
     async with asyncio.timeout(DEADLINE_SECONDS):
         while not await ended():
             pass
-    both = await asyncio.gather(*(respond(cluster, pod, text, conversation="42", background=True) for text in "BC"))
+    model.rest.clear()
+    texts = ("Wait. B", "Wait. C")
+    both = await asyncio.gather(*(respond(cluster, pod, text, conversation="42", background=True) for text in texts))
     assert sorted(one.status_code for one in both) == [200, 409]
+    model.rest.set()
 
 
 async def test_what_cannot_be_continued_is_refused(cluster: Cluster, model: Model, pod: RunningPod) -> None:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from tests.integration.db.test_fairness import NEW
 from tests.support.cluster import Cluster, Tap, echo
-from tests.support.logbook import claim_as, connected, until
+from tests.support.logbook import claim_as, connected, until, until_after
 from tests.support.manifests import DEPLOY
 
 from baton.db import stream_admission, stream_creation, stream_ending, stream_queue
@@ -31,7 +31,11 @@ HELD: Final = replace(NEW, held=True)
 
 async def add(connection: Connection, count: int = 1, **changes: Any) -> list[UUID]:
     new = replace(HELD, **changes)
-    return [(await stream_creation._insert(connection, new, None, None, LiveCounts())).id for _ in range(count)]
+    ids = []
+    for _ in range(count):
+        ids.append((await stream_creation._insert(connection, new, None, None, LiveCounts())).id)
+        await until_after(connection, ids[-1])
+    return ids
 
 
 async def claim(connection: Connection, count: int) -> Sequence[stream_queue.Claim]:
