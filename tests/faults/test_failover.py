@@ -180,6 +180,7 @@ async def test_living_workers_complete_every_answer(scene: Scene) -> None:
         assert reader.frames == watchers[name, NATIVE].frames
 
 
+@pytest.mark.slow
 async def test_viewers_wait_for_a_worker_that_comes_back_later_than_they(scene: Scene) -> None:
     await scene.start(pods=2)
     async with Proxy(scene.replicas.dsn) as own:
@@ -213,6 +214,7 @@ async def test_viewers_wait_for_a_worker_that_comes_back_later_than_they(scene: 
             assert len(watcher.texts) == (7 if watcher.stream_id == ended else 9)
 
 
+@pytest.mark.slow
 async def test_of_two_workers_the_living_one_completes_its_answers(scene: Scene) -> None:
     await scene.start(pods=2)
     workers = [await scene.worker(worker_concurrency=3) for _ in range(2)]
@@ -298,7 +300,7 @@ async def test_without_the_lost_batches_every_answer_is_rewound_or_completed(sce
         assert watcher.code in {REWOUND, "failed"}
 
 
-@pytest.mark.parametrize("timeline", [True, False], ids=["timeline", "counters"])
+@pytest.mark.parametrize("timeline", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["timeline", "counters"])
 async def test_with_a_dead_worker_no_cursor_continues_into_another_history(scene: Scene, timeline: bool) -> None:
     if not timeline:
         await execute(scene.replicas.dsn, NO_TIMELINE)
@@ -461,6 +463,7 @@ async def test_an_absent_worker_does_not_resume_a_stream_taken_over_in_the_lost_
     reader.require_one_answer()
 
 
+@pytest.mark.slow
 async def test_a_failover_longer_than_the_lease_ends_no_undamaged_answer(scene: Scene) -> None:
     await scene.start()
     for _ in range(2):
@@ -643,6 +646,7 @@ async def test_an_append_detects_a_connection_that_survived_a_failover(
         assert (status, numbers) == ("completed", [1, 2, 3, 4, 5, 6])
 
 
+@pytest.mark.slow
 async def test_a_loss_that_only_the_row_of_an_ended_stream_shows(cluster: Cluster) -> None:
     """As behind a pooler, and where the timeline cannot be read: only the row shows it, to the worker that ended it."""
     script, pod = Script(), await cluster.pod()
@@ -739,7 +743,7 @@ async def test_a_point_in_time_restore_is_noticed_like_a_promotion(scene: Scene)
     assert (await scene.status(stream), len(await scene.log(stream))) == (REWOUND, 5)
 
 
-@pytest.mark.parametrize("remembers", ["worker", "pod", "nobody"])
+@pytest.mark.parametrize("remembers", ["worker", "pod", pytest.param("nobody", marks=pytest.mark.slow)])
 async def test_a_restored_snapshot_is_noticed_or_marked_by_a_command(scene: Scene, remembers: str) -> None:
     """Files as they were, on the timeline that they were on: only those who saw more can know."""
     # Clients wait for a worker that comes back as long as it takes; one that is dead only costs time.
