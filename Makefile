@@ -46,7 +46,7 @@ test-unit: install ## The tests that need no database (seconds)
 	@$(RUN)pytest -q -n 2 -m "not slow" tests/unit
 
 test-clients: install ## The tests with real clients: the npm package, SDKs from PyPI and npm, and Chromium, where it is
-	@$(RUN)pytest -q -n 6 -m clients
+	@$(RUN)pytest -q -n 4 -m clients
 
 test-lowest: install ## The tests on the oldest releases of what Baton depends on (Python 3.11 or 3.12)
 	@$(UV) venv --quiet --clear --python $(RUN)python $(LOWEST)
@@ -57,7 +57,7 @@ test-lowest: install ## The tests on the oldest releases of what Baton depends o
 	@$(LOWEST)/bin/pytest -q -n 6 -m "not slow" --ignore tests/clients
 
 test-all: lint ## All tests, those that take longer too, on the oldest Postgres where there is one, and test-lowest
-	@$(RUN)pytest -q -n 6
+	@$(RUN)pytest -q -n 4
 	@$(RUN)pytest -q -n 6 -m "not slow and not clients" --ignore tests/clients --postgres 15
 	@$(MAKE) test-lowest
 
