@@ -179,7 +179,7 @@ async def spoil(page: ChatPage, case: str) -> None:
     if case == "erased":
         await page.erase()
     elif case == "damaged":
-        await pool.execute("DELETE FROM baton.batch WHERE first_seq > 1 AND NOT terminal")
+        await pool.execute("DELETE FROM baton.batch WHERE NOT terminal")
     elif case == "an expired run":
         async with pool.acquire() as connection:
             await retention.raise_horizon(connection, UUID(int=1 << 120))
