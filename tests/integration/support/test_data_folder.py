@@ -8,6 +8,7 @@ import sys
 from asyncio.subprocess import PIPE
 from pathlib import Path
 
+import pytest
 from tests.support.data_folder import data_folder
 from tests.support.logbook import DEADLINE_SECONDS, until
 
@@ -26,6 +27,7 @@ def test_the_folder_is_deleted_at_the_end(tmp_path: Path) -> None:
     assert not folder.exists()
 
 
+@pytest.mark.slow
 async def test_the_folder_and_its_server_go_when_the_process_is_killed() -> None:
     root = Path(__file__).parents[3]
     holder = await asyncio.create_subprocess_exec(sys.executable, "-c", HOLDS_ONE, cwd=root, stdin=PIPE, stdout=PIPE)
