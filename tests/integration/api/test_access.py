@@ -254,7 +254,8 @@ async def scene(cluster: Cluster) -> Scene:
     async def generate(request: Any, /) -> Any:
         yield "shown"
 
-    await cluster.worker({"replay": generate})
+    # Its reaper would take the test's own streams, which no worker runs, while they are written.
+    await cluster.worker({"replay": generate}, lease_seconds=300)
     pod = await guarded_pod(cluster)
     scene = Scene(cluster, pod, {name: text for name, (_, text) in names.items()}, uuid4())
     scene.stream_id = await scene.ended_stream()
