@@ -25,6 +25,7 @@ from baton.generators import GenerationRequest, Generator
 from baton.generators.protocol import Yielded
 from baton.outcome import Outcome
 from baton.pod.pod import Pod
+from baton.pod.shard import Shard
 from baton.server.graceful_shutdown import DrainingServer
 from baton.server.listening_socket import bind
 from baton.server.serve import uvicorn_config
@@ -52,6 +53,12 @@ class RunningPod:
     def pod(self) -> Pod:
         pod: Pod = self.app.state.pod
         return pod
+
+    @property
+    def shard(self) -> Shard:
+        """Its part for the only database."""
+        (shard,) = self.pod.shards
+        return shard
 
     @property
     def name(self) -> str:
