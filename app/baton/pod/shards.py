@@ -97,7 +97,7 @@ class Shards:
             raise StreamNotFound(f"There is no stream {stream_id}.")
         if number in self._placements.weights():
             raise self._away(number)
-        raise StreamExpired(f"The stream {stream_id} has expired: its database was removed.")
+        raise StreamExpired(f"The stream {stream_id} has expired.")
 
     def homes(self, name: str, lifetime: timedelta) -> list[Shard]:
         """Return the home of a name, an idempotency key or a chat, then the homes that it had in this time.
