@@ -47,13 +47,18 @@ class Placements:
         return self._in_force()[-1][1]
 
     def homes(self, name: str, lifetime: timedelta) -> list[int]:
-        """Return the number of the database where a name has its home, then those where it had it in this time."""
+        """Return the number of the database where a name has its home, then those where it had it in this time.
+
+        The home by a list that is not in force yet is among them, too: by the clock of another pod it may be.
+        """
         lists = self._in_force()
-        oldest = datetime.now(UTC) - lifetime
+        now = datetime.now(UTC)
+        oldest = now - lifetime
+        upcoming = [item.weights for item in self._known if item.effective_at > now]
         # A list was in force until the next one took its place.
         ends = [since for since, _ in lists[1:]]
         recent = [weights for (_, weights), end in zip(lists[:-1], ends, strict=True) if end >= oldest]
-        found = [home(name, weights) for weights in (lists[-1][1], *reversed(recent))]
+        found = [home(name, weights) for weights in (lists[-1][1], *upcoming, *reversed(recent))]
         return list(dict.fromkeys(found))
 
     def _in_force(self) -> list[tuple[datetime, Mapping[int, float]]]:

@@ -61,13 +61,14 @@ async def away(entry: dict[str, Any], server: str) -> AsyncIterator[None]:
         await execute(server, f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
 
 
-def key_at(number: int, weights: dict[int, float]) -> str:
+def home_of(key: str) -> int:
+    """The number of the database that is the home of a key."""
+    return placement.home(placement.name_of_key("", key), {0: 1, 1: 1})
+
+
+def key_at(number: int) -> str:
     """A key whose home is the database with this number."""
-    return next(
-        key
-        for key in (f"key-{index}" for index in range(1000))
-        if placement.home(placement.name_of_key("", key), weights) == number
-    )
+    return next(key for key in (f"key-{index}" for index in range(1000)) if home_of(key) == number)
 
 
 async def record(databases: dict[str, dict[str, Any]], *lists: tuple[float, dict[int, float]]) -> None:
@@ -143,7 +144,6 @@ async def test_a_database_that_is_away_takes_only_its_own_streams_with_it(many: 
     ids = [(await created(many, at))[1]["id"] for _ in range(16)]
     for stream_id in ids:
         await whole(many, at, stream_id)
-    weights = {0: 1.0, 1: 1.0}
     async with away(databases["b"], postgres):
         for stream_id in ids:
             answer = await many.client.get(f"{at.url}/v1/streams/{stream_id}")
@@ -152,8 +152,8 @@ async def test_a_database_that_is_away_takes_only_its_own_streams_with_it(many: 
             status, stream = await created(many, at)
             assert status == 201, stream
             assert number_of(UUID(stream["id"])) == 0
-        assert (await created(many, at, key=key_at(0, weights)))[0] == 201
-        status, refusal = await created(many, at, key=key_at(1, weights))
+        assert (await created(many, at, key=key_at(0)))[0] == 201
+        status, refusal = await created(many, at, key=key_at(1))
         assert status == 503
         assert "database" not in str(refusal)
         assert (await many.client.get(f"{at.url}/v1/streams")).status_code == 503, "a list must not hide streams"
@@ -164,7 +164,7 @@ async def test_a_database_that_is_away_takes_only_its_own_streams_with_it(many: 
     await until(lambda: all(shard.takes_streams for shard in at.pod.shards))
     for stream_id in ids:
         assert (await whole(many, at, stream_id))["text"] == "hello"
-    assert (await created(many, at, key=key_at(1, weights)))[0] == 201
+    assert (await created(many, at, key=key_at(1)))[0] == 201
 
 
 async def test_a_pod_starts_beside_a_database_that_is_away(many: Cluster, postgres: str) -> None:
@@ -181,7 +181,7 @@ async def test_a_pod_starts_beside_a_database_that_is_away(many: Cluster, postgr
         readiness = (await many.client.get(f"{at.url}/readyz")).json()
         assert readiness["databases"] == {"a": "ready", "b": "not ready"}
     await until(lambda: second.ready)
-    key = key_at(1, {0: 1, 1: 1})
+    key = key_at(1)
     status, stream = await created(many, at, key=key)
     assert (status, number_of(UUID(stream["id"]))) == (201, 1)
 
@@ -208,14 +208,14 @@ async def test_streams_from_before_the_second_database_are_found(many: Cluster) 
     async with Cluster(databases["a"]["url"]) as alone:
         before = await pod(alone)
         old = await alone.create(before, input="hello", metadata={"chat": "old"})
-        _, keyed = await created(alone, before, key=key_at(1, {0: 1, 1: 1}))
+        _, keyed = await created(alone, before, key=key_at(1))
         await alone.stop_pod(before)
     # The second database takes new streams since a moment ago.
     await record(databases, (1e9, {0: 1}), (1, {0: 1, 1: 1}))
     await workers(many)
     at = await pod(many)
     assert (await whole(many, at, old))["status"] == "completed"
-    status, again = await created(many, at, key=key_at(1, {0: 1, 1: 1}))
+    status, again = await created(many, at, key=key_at(1))
     assert (status, again["id"]) == (200, keyed["id"])
     status, new = await created(many, at, metadata={"chat": "old"})
     assert status == 201
@@ -251,6 +251,25 @@ async def test_a_database_is_added_and_drained_while_pods_run(many: Cluster, mon
     assert (await creates()).keys() == {1}
 
 
+async def test_pods_with_different_lists_create_one_stream_for_a_key(many: Cluster) -> None:
+    databases: Any = many.databases
+    key = key_at(1)
+    # The clock of the first pod is behind: by its list the home of the key is still the first database.
+    await record(databases, (100, {0: 1}), (-60, {0: 1, 1: 1}))
+    behind = await pod(many)
+    await record(databases, (100, {0: 1}), (1, {0: 1, 1: 1}))
+    ahead = await pod(many)
+    status, stream = await created(many, ahead, key=key)
+    assert (status, number_of(UUID(stream["id"]))) == (201, 1)
+    status, again = await created(many, behind, key=key)
+    assert (status, again["id"]) == (200, stream["id"])
+    other = next(name for name in (f"other-{n}" for n in range(99)) if name != key and home_of(name) == 1)
+    status, stream = await created(many, behind, key=other)
+    assert (status, number_of(UUID(stream["id"]))) == (201, 0)
+    status, again = await created(many, ahead, key=other)
+    assert (status, again["id"]) == (200, stream["id"])
+
+
 async def test_ids_of_a_removed_database_have_expired_and_others_never_existed(many: Cluster) -> None:
     databases: Any = many.databases
     await record(databases, (100, {0: 1, 1: 1, 2: 1}), (1, {0: 1, 1: 1}))
@@ -269,7 +288,8 @@ async def test_a_pod_that_does_not_know_a_database_asks_for_another_try(many: Cl
     databases: Any = many.databases
     await record(databases, (100, {0: 1}), (1, {0: 1, 1: 1, 2: 1}))
     at = await pod(many)
-    key = key_at(2, {0: 1, 1: 1, 2: 1})
+    names = {key: placement.name_of_key("", key) for key in (f"key-{index}" for index in range(99))}
+    key = next(key for key, name in names.items() if placement.home(name, {0: 1, 1: 1, 2: 1}) == 2)
     assert (await created(many, at, key=key))[0] == 503
     stream_id = UUID(int=(0x019A5E2C0000 << 80) | (0x8002 << 64) | (0b10 << 62) | 7)
     assert (await many.client.get(f"{at.url}/v1/streams/{stream_id}")).status_code == 503
