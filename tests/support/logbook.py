@@ -21,6 +21,7 @@ from baton.generators.protocol import Yielded
 from baton.settings import Settings
 from baton.snapshot import Snapshot
 from baton.worker.worker import Worker
+from baton.worker.workers import Workers
 
 # How long a test waits before it fails. It is long, for slow machines under load.
 DEADLINE_SECONDS = 60
@@ -181,8 +182,9 @@ async def working(
 ) -> AsyncIterator[Worker]:
     """Run a worker in this process; it is cancelled at the end, without a drain."""
     named = generators if isinstance(generators, Mapping) else {"test": generators}
-    worker = Worker(settings(dsn, **changes), named)
-    task = asyncio.create_task(worker.run())
+    workers = Workers(settings(dsn, **changes), named)
+    (worker,) = workers.all
+    task = asyncio.create_task(workers.run())
     ready = asyncio.create_task(worker.ready.wait())
     try:
         await asyncio.wait([task, ready], return_when=asyncio.FIRST_COMPLETED, timeout=DEADLINE_SECONDS)
