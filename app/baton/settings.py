@@ -738,11 +738,12 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _workers_serve_known_databases(self) -> Self:
-        unknown = sorted(self.worker_databases - self.databases.keys())
-        if unknown:
+        # An unknown name may be a secret in the wrong place.
+        if self.worker_databases - self.databases.keys():
+            known = ", ".join(map(repr, self.databases)) or "none, because it is not set"
             raise ValueError(
-                f"BATON_WORKER_DATABASES names {', '.join(map(repr, unknown))}, which BATON_DATABASES does not have. "
-                "Correct the names, or unset it to serve all databases"
+                f"BATON_WORKER_DATABASES has a name that is not in BATON_DATABASES. Its names are {known}. Correct the "
+                "name, or unset BATON_WORKER_DATABASES to serve all databases"
             )
         return self
 

@@ -33,10 +33,10 @@ from baton.db.worker_rows import Orphan
 from baton.generators import GenerationRequest
 from baton.generators.protocol import Yielded
 from baton.outcome import Outcome
+from baton.worker.host import Host
 from baton.worker.outbox import Outbox
 from baton.worker.reaper import release
 from baton.worker.run import Run
-from baton.worker.host import Host
 from baton.worker.worker import Worker
 
 Held = Literal["before", "after"]

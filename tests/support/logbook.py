@@ -164,16 +164,18 @@ async def answer(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
         yield word
 
 
+QUICK: dict[str, Any] = {
+    "flush_interval_milliseconds": 5,
+    "worker_heartbeat_seconds": 0.05,
+    "queue_poll_seconds": 0.05,
+    "lease_seconds": 0.3,
+    "partition_days_ahead": 1,
+}
+
+
 def settings(dsn: str, **changes: Any) -> Settings:
     """Settings with short intervals."""
-    quick: dict[str, Any] = {
-        "flush_interval_milliseconds": 5,
-        "worker_heartbeat_seconds": 0.05,
-        "queue_poll_seconds": 0.05,
-        "lease_seconds": 0.3,
-        "partition_days_ahead": 1,
-    }
-    return Settings.load(database_url=dsn, **(quick | changes))
+    return Settings.load(database_url=dsn, **(QUICK | changes))
 
 
 @asynccontextmanager
@@ -194,6 +196,29 @@ async def working(
         ready.cancel()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+@asynccontextmanager
+async def working_for(
+    databases: Mapping[str, Any], generators: Mapping[str, Generator] | Generator = answer, **changes: Any
+) -> AsyncIterator[Workers]:
+    """Run the workers of several databases in this process; they are cancelled at the end, without a drain."""
+    named = generators if isinstance(generators, Mapping) else {"test": generators}
+    workers = Workers(Settings.load(databases=dict(databases), **(QUICK | changes)), named)
+    task = asyncio.create_task(workers.run())
+    try:
+        await until(lambda: workers.ready.is_set() or task.done())
+        if task.done():
+            task.result()
+        yield workers
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def claims_in(workers: Workers) -> dict[str, bool]:
+    """Whether each of the workers claims streams, by its database."""
+    return {worker.database: worker.claims for worker in workers.all}
 
 
 @asynccontextmanager
