@@ -428,10 +428,10 @@ async def _work(settings: Settings) -> None:
     from .generators.registry import close_generators, load_generators
     from .observability.garbage_collector import collect_seldom
     from .observability.metrics.exposition import exposed
-    from .worker.worker import Worker
+    from .worker.workers import Workers
 
     generators = load_generators(settings)
-    working = Worker(settings, generators)
+    working = Workers(settings, generators)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, working.leave)

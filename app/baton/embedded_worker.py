@@ -20,7 +20,7 @@ from prometheus_client import generate_latest
 from .generators.registry import close_generators, load_generators
 from .observability.metrics.exposition import exposed
 from .settings import Settings
-from .worker.worker import Worker
+from .worker.workers import Workers
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +33,8 @@ HAND_OVER_SECONDS: Final = 5.0
 class EmbeddedWorker:
     """A `pod.companion.Companion`. Made by `open`."""
 
-    def __init__(self, worker: Worker, drain_seconds: float) -> None:
-        self._worker = worker
+    def __init__(self, workers: Workers, drain_seconds: float) -> None:
+        self._workers = workers
         self._drain_seconds = drain_seconds
         self._leaving = False
         self._task: asyncio.Task[None] | None = None
@@ -50,8 +50,8 @@ class EmbeddedWorker:
         """
         generators = load_generators(settings)
         try:
-            embedded = cls(Worker(settings, generators), settings.worker_drain_seconds)
-            with exposed(embedded._worker.metrics, settings.host, settings.worker_metrics_port):
+            embedded = cls(Workers(settings, generators), settings.worker_drain_seconds)
+            with exposed(embedded._workers.metrics, settings.host, settings.worker_metrics_port):
                 async with embedded._running():
                     yield embedded
         finally:
@@ -60,7 +60,7 @@ class EmbeddedWorker:
     @property
     def ready(self) -> bool:
         """Whether it claims streams."""
-        return self._worker.ready.is_set() and not self._leaving and not self.failed
+        return self._workers.ready.is_set() and not self._leaving and not self.failed
 
     def leave(self) -> None:
         """Hand over the streams that can continue, and let the others end within `BATON_WORKER_DRAIN_SECONDS`.
@@ -68,7 +68,7 @@ class EmbeddedWorker:
         A second call gives them no time.
         """
         self._leaving = True
-        self._worker.leave()
+        self._workers.leave()
 
     async def wait(self, timeout_seconds: float) -> None:
         """Wait until it has left, or this time has passed."""
@@ -77,11 +77,11 @@ class EmbeddedWorker:
 
     def render_metrics(self) -> bytes:
         """Return the worker's metrics in Prometheus' text format."""
-        return generate_latest(self._worker.metrics.registry)
+        return generate_latest(self._workers.metrics.registry)
 
     @contextlib.asynccontextmanager
     async def _running(self) -> AsyncIterator[None]:
-        task = self._task = asyncio.create_task(self._worker.run(), name="worker")
+        task = self._task = asyncio.create_task(self._workers.run(), name="worker")
         try:
             await self._start(task)
             task.add_done_callback(self._on_end)
@@ -95,7 +95,7 @@ class EmbeddedWorker:
 
     async def _start(self, task: asyncio.Task[None]) -> None:
         """Wait until the worker claims streams; raise what keeps it from starting."""
-        ready = asyncio.create_task(self._worker.ready.wait())
+        ready = asyncio.create_task(self._workers.ready.wait())
         await asyncio.wait([task, ready], return_when=asyncio.FIRST_COMPLETED, timeout=START_SECONDS)
         ready.cancel()
         if task.done():

@@ -322,6 +322,10 @@ class Settings(BaseSettings):
         default_factory=_process_name,
         description="Name of a worker in its log and its row: 1 to 100 printable ASCII characters",
     )
+    worker_databases: Annotated[frozenset[str], NoDecode] = Field(
+        default_factory=frozenset,
+        description="Databases of `BATON_DATABASES` that a worker serves, comma-separated; by default all",
+    )
     worker_metrics_port: int | None = Field(
         None, ge=0, le=65535, description="Port on which a worker serves its metrics; by default it serves none"
     )
@@ -676,7 +680,9 @@ class Settings(BaseSettings):
             webhook_addresses.key_of(secret.get_secret_value())
         return value
 
-    @field_validator("enabled_generators", "allowed_origins", "allowed_headers", "trusted_proxies", mode="before")
+    @field_validator(
+        "enabled_generators", "worker_databases", "allowed_origins", "allowed_headers", "trusted_proxies", mode="before"
+    )
     @classmethod
     def _parse_names(cls, value: Any) -> Any:
         return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
@@ -727,6 +733,17 @@ class Settings(BaseSettings):
             raise ValueError(
                 "BATON_DATABASES replaces BATON_DATABASE_URL and BATON_LISTEN_DATABASE_URL. Unset these two: the "
                 'database of BATON_DATABASE_URL becomes an entry with "number": 0'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _workers_serve_known_databases(self) -> Self:
+        # An unknown name may be a secret in the wrong place.
+        if self.worker_databases - self.databases.keys():
+            known = ", ".join(map(repr, self.databases)) or "none, because it is not set"
+            raise ValueError(
+                f"BATON_WORKER_DATABASES has a name that is not in BATON_DATABASES. Its names are {known}. Correct the "
+                "name, or unset BATON_WORKER_DATABASES to serve all databases"
             )
         return self
 
@@ -791,6 +808,17 @@ class Settings(BaseSettings):
         if self.databases:
             return tuple(sorted(self.databases.values(), key=lambda entry: entry.number))
         return (DatabaseEntry("", 0, 1, SecretStr(self.dsn), self.listen_database_url),)
+
+    @property
+    def worker_entries(self) -> tuple[DatabaseEntry, ...]:
+        """Return the databases that a worker serves, by number.
+
+        Raises:
+            ConfigurationError: no database is configured.
+        """
+        return tuple(
+            item for item in self.all_databases if not self.worker_databases or item.name in self.worker_databases
+        )
 
     def of(self, database: DatabaseEntry) -> Self:
         """Return the settings of what works with one database. With `BATON_DATABASE_URL`, these are the settings."""

@@ -33,6 +33,7 @@ from baton.db.worker_rows import Orphan
 from baton.generators import GenerationRequest
 from baton.generators.protocol import Yielded
 from baton.outcome import Outcome
+from baton.worker.host import Host
 from baton.worker.outbox import Outbox
 from baton.worker.reaper import release
 from baton.worker.run import Run
@@ -241,7 +242,8 @@ class Scenario:
 
     async def _player(self, stack: AsyncExitStack, generators: dict[str, Any]) -> Player:
         proxy = await stack.enter_async_context(Proxy(self.dsn))
-        worker = Worker(settings(proxy.dsn), generators)
+        own = settings(proxy.dsn)
+        worker = Worker(own, Host(own, generators))
         worker.lease.worker_id = UUID(int=len(stack._exit_callbacks))  # type: ignore[attr-defined]
         async with connected(self.dsn) as connection:
             await employ(connection, worker.lease.worker_id)

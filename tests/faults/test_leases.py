@@ -23,15 +23,15 @@ from baton.db import streams
 from baton.db.streams import Stream
 from baton.generators import GenerationRequest, Generator
 from baton.generators.protocol import Yielded
-from baton.worker.worker import Worker
+from baton.worker.workers import Workers
 
 QUEUE = "INSERT INTO baton.stream (generator, input, on_worker_lost) VALUES ('replay', 'null', 'retry') RETURNING id"
 
 
 @contextlib.asynccontextmanager
-async def mortal(cluster: Cluster, generator: Generator, **settings: Any) -> AsyncIterator[Worker]:
+async def mortal(cluster: Cluster, generator: Generator, **settings: Any) -> AsyncIterator[Workers]:
     """A worker in this process that hands nothing over at its end: it is simply no more."""
-    worker = Worker(cluster.settings(**QUICK | settings), {"replay": generator})
+    worker = Workers(cluster.settings(**QUICK | settings), {"replay": generator})
     task = asyncio.create_task(worker.run())
     try:
         await until(lambda: worker.ready.is_set() or task.done())

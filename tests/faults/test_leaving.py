@@ -20,7 +20,7 @@ from tests.support.follower import following
 from tests.support.logbook import DEADLINE_SECONDS, pod_waits_for_the_log, until
 from tests.support.processes import SERVES, Running, environment, running
 
-from baton.worker.worker import Worker
+from baton.worker.workers import Workers
 
 FOLDER = Path(__file__).parent
 RETRY = re.compile(rb": baton\nretry: \d+\n\n")
@@ -29,7 +29,7 @@ RETRY = re.compile(rb": baton\nretry: \d+\n\n")
 @contextlib.asynccontextmanager
 async def leaver(cluster: Cluster, generators: dict[str, Any], **settings: Any) -> AsyncIterator[Any]:
     """A worker and the task in which it runs."""
-    worker = Worker(cluster.settings(**settings), generators)
+    worker = Workers(cluster.settings(**settings), generators)
     task = asyncio.create_task(worker.run())
     try:
         await until(lambda: worker.ready.is_set() or task.done())

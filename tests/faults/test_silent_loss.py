@@ -12,7 +12,7 @@ from tests.support.logbook import DEADLINE_SECONDS
 from baton.chaos.proxy import Proxy
 from baton.generators import load_generators
 from baton.settings import Settings
-from baton.worker.worker import Worker
+from baton.worker.workers import Workers
 
 LEASE_SECONDS = 3.0
 
@@ -22,7 +22,7 @@ async def working(dsn: str, name: str) -> AsyncIterator[None]:
     settings = Settings(
         database_url=dsn, worker_name=name, lease_seconds=LEASE_SECONDS, worker_heartbeat_seconds=0.2, _env_file=None
     )
-    worker = Worker(settings, load_generators(settings))
+    worker = Workers(settings, load_generators(settings))
     task = asyncio.create_task(worker.run())
     await worker.ready.wait()
     try:

@@ -31,6 +31,7 @@ from baton.server.listening_socket import bind
 from baton.server.serve import uvicorn_config
 from baton.settings import Settings
 from baton.worker.worker import Worker
+from baton.worker.workers import Workers
 
 # Where pods and their client share an event loop, a slow one must not let a connection end just as it is used again.
 QUICK = {"allow_anonymous": True, "drain_seconds": 0, "partition_days_ahead": 1, "http_keep_alive_seconds": 600}
@@ -127,14 +128,11 @@ class Cluster:
         return pod
 
     async def worker(self, generators: Mapping[str, Generator], **given: Any) -> Worker:
-        worker = Worker(self.settings(**given), generators)
-        task = self._working[worker] = asyncio.create_task(worker.run())
+        workers = Workers(self.settings(**given), generators)
+        (worker,) = workers.all
+        task = self._working[worker] = asyncio.create_task(workers.run())
         self._stack.push_async_callback(ended, task)
-        ready = asyncio.create_task(worker.ready.wait())
-        await asyncio.wait([task, ready], return_when=asyncio.FIRST_COMPLETED)
-        ready.cancel()
-        if task.done():
-            task.result()
+        await begun(workers, task)
         return worker
 
     async def stop_pod(self, pod: RunningPod) -> None:
@@ -293,6 +291,15 @@ def text(number: int, padding: int = 0) -> bytes:
 
 def event(**fields: Any) -> bytes:
     return encode_event(fields)
+
+
+async def begun(workers: Workers, task: asyncio.Task[None]) -> None:
+    """Wait until one of the workers claims streams; raise what keeps them from starting."""
+    ready = asyncio.create_task(workers.ready.wait())
+    await asyncio.wait([task, ready], return_when=asyncio.FIRST_COMPLETED)
+    ready.cancel()
+    if task.done():
+        task.result()
 
 
 async def ended(task: asyncio.Task[Any]) -> None:

@@ -21,6 +21,7 @@ from baton.generators.protocol import Yielded
 from baton.settings import Settings
 from baton.snapshot import Snapshot
 from baton.worker.worker import Worker
+from baton.worker.workers import Workers
 
 # How long a test waits before it fails. It is long, for slow machines under load.
 DEADLINE_SECONDS = 60
@@ -163,16 +164,18 @@ async def answer(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
         yield word
 
 
+QUICK: dict[str, Any] = {
+    "flush_interval_milliseconds": 5,
+    "worker_heartbeat_seconds": 0.05,
+    "queue_poll_seconds": 0.05,
+    "lease_seconds": 0.3,
+    "partition_days_ahead": 1,
+}
+
+
 def settings(dsn: str, **changes: Any) -> Settings:
     """Settings with short intervals."""
-    quick: dict[str, Any] = {
-        "flush_interval_milliseconds": 5,
-        "worker_heartbeat_seconds": 0.05,
-        "queue_poll_seconds": 0.05,
-        "lease_seconds": 0.3,
-        "partition_days_ahead": 1,
-    }
-    return Settings.load(database_url=dsn, **(quick | changes))
+    return Settings.load(database_url=dsn, **(QUICK | changes))
 
 
 @asynccontextmanager
@@ -181,8 +184,9 @@ async def working(
 ) -> AsyncIterator[Worker]:
     """Run a worker in this process; it is cancelled at the end, without a drain."""
     named = generators if isinstance(generators, Mapping) else {"test": generators}
-    worker = Worker(settings(dsn, **changes), named)
-    task = asyncio.create_task(worker.run())
+    workers = Workers(settings(dsn, **changes), named)
+    (worker,) = workers.all
+    task = asyncio.create_task(workers.run())
     ready = asyncio.create_task(worker.ready.wait())
     try:
         await asyncio.wait([task, ready], return_when=asyncio.FIRST_COMPLETED, timeout=DEADLINE_SECONDS)
@@ -192,6 +196,29 @@ async def working(
         ready.cancel()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+@asynccontextmanager
+async def working_for(
+    databases: Mapping[str, Any], generators: Mapping[str, Generator] | Generator = answer, **changes: Any
+) -> AsyncIterator[Workers]:
+    """Run the workers of several databases in this process; they are cancelled at the end, without a drain."""
+    named = generators if isinstance(generators, Mapping) else {"test": generators}
+    workers = Workers(Settings.load(databases=dict(databases), **(QUICK | changes)), named)
+    task = asyncio.create_task(workers.run())
+    try:
+        await until(lambda: workers.ready.is_set() or task.done())
+        if task.done():
+            task.result()
+        yield workers
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def claims_in(workers: Workers) -> dict[str, bool]:
+    """Whether each of the workers claims streams, by its database."""
+    return {worker.database: worker.claims for worker in workers.all}
 
 
 @asynccontextmanager

@@ -7,7 +7,7 @@ from uuid import uuid4
 from baton.db.stream_queue import Claim
 from baton.generators import Generator
 from baton.generators.steps import Steps
-from baton.observability.metrics import Labels, WorkerMetrics
+from baton.observability.metrics import Labels, TokenMetrics
 from baton.worker.feed import Bounds
 from baton.worker.outbox import Outbox
 from baton.worker.past_records import PastRecords
@@ -23,7 +23,7 @@ def run_of(generator: Generator, name: str = "test") -> Run:
         generator,
         outbox,
         Bounds(1 << 20, 1000, 1 << 20, 1 << 20),
-        metrics=WorkerMetrics(),
+        metrics=TokenMetrics(),
         earlier=PastRecords(Records(""), claim.stream_id),
         steps=Steps(),
         labels=Labels(name),

@@ -24,12 +24,13 @@ async def check_delivery(listen_dsn: str, dsn: str) -> None:
     """Check at a start that notifications arrive. If Postgres refuses to send one at the moment, log it and continue.
 
     Raises:
-        ConfigurationError: notifications do not arrive, or the server is a standby.
+        DatabaseUnreachable: no server answers, or it is a standby, perhaps during a failover.
+        ConfigurationError: notifications do not arrive.
     """
     try:
         await deliver(listen_dsn, dsn)
     except asyncpg.ReadOnlySQLTransactionError as error:
-        raise ConfigurationError(
+        raise DatabaseUnreachable(
             f"The database takes no writes: {error}. It is a standby, or read-only. Name the primary, or all servers "
             "with target_session_attrs=primary, in BATON_DATABASE_URL and BATON_LISTEN_DATABASE_URL."
         ) from None

@@ -19,7 +19,13 @@ from . import request_ids, traceparent
 NOBODYS: Final = "-"
 FIELDS: Final = ("request_id", "stream_id", "trace_id", "span_id")
 
+_database: Final[ContextVar[str]] = ContextVar("baton_database", default="")
 _stream_id: Final[ContextVar[UUID | None]] = ContextVar("baton_stream_id", default=None)
+
+
+def enter_database(name: str) -> None:
+    """Add a database's name to all further records of this task. The only one of an installation has none."""
+    _database.set(name)
 
 
 def enter_stream(stream_id: UUID) -> None:
@@ -50,6 +56,7 @@ def stream_of(task: asyncio.Task[Any] | None) -> UUID | None:
 
 class ContextFilter(logging.Filter):
     """Sets the attributes `request_id`, `stream_id`, `trace_id` and `span_id` on log records, "-" where there is none.
+    With several databases, records about one of them have the attribute `database`.
 
     Add it to a handler, so that it sees the records of all loggers. That handler must run in the thread that logs: the
     context of another thread is different.
@@ -62,6 +69,8 @@ class ContextFilter(logging.Filter):
             known["request_id"] = request_ids.current() or NOBODYS
         if "stream_id" not in known:
             known["stream_id"] = str(_stream_id.get() or NOBODYS)
+        if "database" not in known and (name := _database.get()):
+            known["database"] = name
         if "trace_id" not in known:
             parent = traceparent.current()
             known["trace_id"] = NOBODYS if parent is None else parent.trace_id

@@ -19,7 +19,7 @@ from ..events import encode_object
 from ..generators import Approval, Generator, can_continue
 from ..generators.inbox import Inbox
 from ..generators.steps import Steps
-from ..observability.metrics import WorkerMetrics
+from ..observability.metrics import TokenMetrics
 from ..settings import Settings
 from ..usage import Bill
 from ..worker.feed import Bounds
@@ -89,7 +89,7 @@ class Simulation:
         replies: Sequence[Any] = (),
         flush_every: int = 1,
         observer: Observer | None = None,
-        metrics: WorkerMetrics | None = None,
+        metrics: TokenMetrics | None = None,
     ) -> None:
         """`replies` are inputs that are sent in turn, each when the stream waits for one."""
         if flush_every < 1:
@@ -103,7 +103,7 @@ class Simulation:
         self._limits = limits
         self._replies = list(replies)
         self._flush_every = flush_every
-        self._metrics = metrics or WorkerMetrics()
+        self._metrics = metrics or TokenMetrics()
         self._kill = NEVER
         self._attempts = 0
         self._interruption: str | None = None

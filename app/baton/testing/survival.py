@@ -16,7 +16,7 @@ import orjson
 
 from ..generators import Approval, Generator, can_continue
 from ..generators.threaded import PlainGenerator
-from ..observability.metrics import WorkerMetrics
+from ..observability.metrics import TokenMetrics
 from ..worker import past
 from .outbox import Kill
 from .simulation import NEVER, Creation, Limits, Simulation
@@ -178,7 +178,7 @@ class _Judge:
         self._creation = creation
         self._limits = limits
         self._replies = replies
-        self._metrics = WorkerMetrics()
+        self._metrics = TokenMetrics()
 
     async def undisturbed(self) -> Simulation:
         """Run the stream without a kill, twice, and return it.

@@ -1,8 +1,9 @@
 """Workers: everything from a queued stream to its last event in the log.
 
-- `worker` is the process: one loop over one connection, and the services beside it. On SIGTERM its `leave` runs.
-- `side_thread` is a thread beside that loop. In it `heartbeat` raises the worker's counter, and `watchdog` notices that
-  a generator blocks the loop.
+- `workers` is the process: a worker for each database, each after its `database_check`. On SIGTERM its `leave` runs.
+  They share a `host`, with the `capacity` of the process. `watchdog` notices that a generator blocks their loop.
+- `worker` works with one database: one loop over one connection, and the services beside it.
+- `side_thread` is a thread beside that loop. In it `heartbeat` raises the worker's counter.
 - `admission` puts held streams into line, `claiming` takes queued streams, and `slots` holds the ones that run here.
 - `run` runs one generator, and `feed` puts what it yields into the outbox. `past` reads what earlier runs left, and
   `repetition` compares with it what a generator repeats. `surrogate_pairs` and `tool_calls` check what it yields, and

@@ -12,6 +12,7 @@ from ..db.stream_ending import REWOUND, End
 from ..db.stream_queue import Claim
 from ..generators import Generator, can_continue
 from ..usage import Bill
+from .capacity import Room
 from .hooked_ends import Ends
 from .lease import Lease
 from .slots import Slots
@@ -25,40 +26,49 @@ class Claiming:
         self._continuing = [name for name in self.generators if can_continue(generators[name])]
         self._lease = lease
         self._slots = slots
+        self._share = slots.share
         self._ends = ends
-        limited = [name for name in generators if slots.is_limited(name)]
-        unlimited = [name for name in generators if not slots.is_limited(name)]
+        limited = [name for name in generators if slots.share.is_limited(name)]
+        unlimited = [name for name in generators if not slots.share.is_limited(name)]
         self._groups = deque[Sequence[str]]([unlimited] if unlimited else [])
         self._groups.extend([name] for name in limited)
         self.watermark = QueueWatermark()  # of the streams that this worker can serve
+
+    def enter(self) -> None:
+        """Begin over a new connection."""
+        self.forget()
+        self._share.enter([names[0] for names in self._groups])
 
     def forget(self) -> None:
         """Look at the whole queue again, since another server may have taken over."""
         self.watermark.forget()
 
     async def claim(self, connection: Connection) -> None:
-        """Claim as many queued streams as there are free slots, and start them."""
-        if self._slots.free <= 0 or self._slots.free_bytes <= 0:
+        """Claim as many queued streams as there is room for, and start them."""
+        groups = self._groups_in_turn()
+        if self._share.is_full([names[0] for names in groups]):
             return
         if self.watermark.due:
             await self.watermark.update(lambda since: queue_lines.first(connection, since, self.generators))
+        for names in groups:
+            with self._share.room_for(names[0]) as room:
+                if room:
+                    room.claims = await self._claim_into(room, connection, names)
+                for item in room.claims or ():
+                    await self._begin(connection, item)
+
+    async def _claim_into(self, room: Room, connection: Connection, names: Sequence[str]) -> list[Claim]:
         assert self._lease.worker_id is not None
-        for names in self._groups_in_turn():
-            free, free_bytes = self._slots.free_for(names[0]), self._slots.free_bytes
-            if free <= 0 or free_bytes <= 0:
-                continue
-            claims = await stream_queue.claim(
-                connection,
-                self._lease.worker_id,
-                names,
-                free,
-                place=self._lease.place,
-                since=self.watermark.since,
-                max_bytes=free_bytes,
-                continuing=self._continuing,
-            )
-            for item in claims:
-                await self._begin(connection, item)
+        return await stream_queue.claim(
+            connection,
+            self._lease.worker_id,
+            names,
+            room.streams,
+            place=self._lease.place,
+            since=self.watermark.since,
+            max_bytes=room.input_bytes,
+            continuing=self._continuing,
+        )
 
     def _groups_in_turn(self) -> list[Sequence[str]]:
         """Return the names for each claim: a generator with a limit has a claim of its own, for as many as fit.

@@ -19,7 +19,7 @@ from ..errors import InvalidEvent
 from ..events import TOKEN_TYPES, encode_event, encode_object, encode_text
 from ..generators import Yielded
 from ..generators.inbox import Inbox
-from ..observability.metrics import Labels, WorkerMetrics
+from ..observability.metrics import Labels, TokenMetrics
 from ..outcome import Outcome
 from .outbox import Outbox
 from .past import Past
@@ -66,7 +66,7 @@ class Feed:
         self,
         outbox: Outbox,
         bounds: Bounds,
-        metrics: WorkerMetrics,
+        metrics: TokenMetrics,
         labels: Labels,
         *,
         started_at: float,

@@ -33,7 +33,7 @@ from ..generators.answer_record import AnswerRecord
 from ..generators.inbox import Inbox
 from ..generators.steps import Steps
 from ..observability import traceparent
-from ..observability.metrics import Labels, WorkerMetrics
+from ..observability.metrics import Labels, TokenMetrics
 from ..outcome import Outcome, Timings
 from .feed import Bounds, Feed, Halt
 from .inbox import InputRecords
@@ -72,7 +72,7 @@ class Run:
         outbox: Outbox,
         bounds: Bounds,
         *,
-        metrics: WorkerMetrics,
+        metrics: TokenMetrics,
         earlier: PastSource,
         steps: Steps,
         waiting: Waits | None = None,

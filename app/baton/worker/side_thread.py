@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import sys
 import threading
 import traceback
@@ -67,7 +68,9 @@ class SideThread:
             owner.call(_end, ended, error)
 
         # A daemon, so that the process can end even if this thread hangs.
-        threading.Thread(target=work, name="baton heartbeat", daemon=True).start()
+        # Its log records belong to what its owner works for.
+        context = contextvars.copy_context()
+        threading.Thread(target=context.run, args=(work,), name="baton heartbeat", daemon=True).start()
         try:
             await asyncio.shield(ended)
         finally:

@@ -9,14 +9,14 @@ from uuid import UUID
 
 from ..db.stream_queue import Claim
 from ..generators import Generator, stopper
-from ..generators.preset import concurrency_of
 from ..generators.requested_model import RequestedModel, asked_by
 from ..generators.steps import Steps
 from ..observability import log_context
-from ..observability.metrics import WorkerMetrics
+from ..observability.metrics import TokenMetrics
 from ..outcome import Outcome
 from ..settings import Settings
 from ..usage import Bill
+from .capacity import Capacity
 from .feed import Bounds
 from .inbox import InputRecords
 from .outbox import Lost, Outbox
@@ -35,10 +35,10 @@ logger = logging.getLogger(__name__)
 class Slots:
     """The runs of one worker, by their streams.
 
-    `on_freed` is called with its claim when a run has ended. `loop_was_blocked` returns whether the event
-    loop has just been blocked.
+    `on_freed` is called with its claim when a run has ended, and `on_room` when other workers of this process have left
+    room that this one may claim. `loop_was_blocked` returns whether the event loop has just been blocked.
 
-    All of it runs on the worker's event loop, except `silences` and `silent`.
+    All of it runs on the worker's event loop, except `silent`.
     """
 
     def __init__(
@@ -49,17 +49,20 @@ class Slots:
         writer: Writer,
         records: Records,
         waiting: Waiting,
-        metrics: WorkerMetrics,
+        tokens: TokenMetrics,
         telemetry: Telemetry,
+        turns: Turns,
+        capacity: Capacity,
         loop_was_blocked: Callable[[], bool],
         on_freed: Callable[[Claim], None],
+        on_room: Callable[[], None],
     ) -> None:
         self._settings = settings
         self._generators = generators
         self._writer = writer
         self._records = records
         self._waiting = waiting
-        self._metrics = metrics
+        self._tokens = tokens
         self._telemetry = telemetry
         self._loop_was_blocked = loop_was_blocked
         self._on_freed = on_freed
@@ -69,33 +72,11 @@ class Slots:
             max_bytes=settings.max_stream_bytes,
             max_state_bytes=settings.max_state_bytes,
         )
-        self._turns = Turns()
+        self._turns = turns
         self.runs: dict[UUID, Run] = {}
+        self.share = capacity.join(self.runs, on_room)
         self.handed_over: dict[UUID, Run] = {}  # to be given back to the queue
         self.tasks: set[asyncio.Task[None]] = set()
-
-    @property
-    def free(self) -> int:
-        """How many more streams may run here."""
-        return self._settings.worker_concurrency - len(self.runs)
-
-    @property
-    def free_bytes(self) -> int:
-        """How many more bytes of inputs this worker may hold."""
-        return self._settings.worker_max_total_input_bytes - sum(run.claim.input_bytes for run in self.runs.values())
-
-    def is_limited(self, name: str) -> bool:
-        """Whether a generator may run only a number of streams at once."""
-        return concurrency_of(self._generators[name]).most is not None
-
-    def free_for(self, name: str) -> int:
-        """How many more streams of a generator may run here."""
-        concurrency = concurrency_of(self._generators[name])
-        if concurrency.most is None:
-            return self.free
-        # A stream that was just claimed has not asked for its place yet.
-        claimed = sum(run.claim.generator == name for run in self.runs.values())
-        return min(self.free, concurrency.most - max(claimed, concurrency.taken))
 
     def start(self, claim: Claim, tail: int, bill: Bill) -> None:
         """Run a claimed stream whose log ends at `tail`. `bill` has what earlier attempts used."""
@@ -123,7 +104,7 @@ class Slots:
             generator,
             outbox,
             self._bounds,
-            metrics=self._metrics,
+            metrics=self._tokens,
             earlier=PastRecords(self._records, claim.stream_id),
             steps=self._steps(outbox),
             waiting=self._waiting,
@@ -154,10 +135,6 @@ class Slots:
                 max_duration=self._settings.max_duration_seconds, idle_timeout=self._settings.idle_timeout_seconds
             )
 
-    def silences(self) -> list[tuple[str, float]]:
-        """Return the generator of each run, and for how many seconds it has been silent. Any thread may call this."""
-        return [(run.labels.generator, run.silent_seconds) for run in list(self.runs.values())]
-
     def silent(self) -> dict[UUID, float]:
         """Return the streams that have been silent for too long, and for how many seconds, for the worker's row.
 
@@ -180,6 +157,7 @@ class Slots:
                 del self.runs[run.claim.stream_id]
                 if run.handed_over:
                     self.handed_over[run.claim.stream_id] = run
+            self.share.freed(run.claim.generator)
             self._on_freed(run.claim)
 
     def _steps(self, outbox: Outbox) -> Steps:

@@ -12,10 +12,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
-from uuid import UUID
 
 from ..observability import log_context
 from ..observability.metrics import WorkerMetrics
@@ -49,11 +48,11 @@ class Block:
 
 
 class Watchdog:
-    """Watches the event loop of one worker. `runs` are its streams."""
+    """Watches the event loop of a worker process. `runs` returns its streams, in any thread."""
 
     def __init__(
         self,
-        runs: Mapping[UUID, Run],
+        runs: Callable[[], Sequence[Run]],
         metrics: WorkerMetrics,
         *,
         hang_seconds: float,
@@ -116,7 +115,7 @@ class Watchdog:
         now = self._answered_at = self._clock()
         block = self._block
         if block is not None:
-            for run in self._runs.values():
+            for run in self._runs():
                 run.note_block(now - asked_at, own=run is block.run)
         self._answered = True
 
@@ -149,7 +148,7 @@ class Watchdog:
 
     def _run_of(self, task: asyncio.Task[Any] | None) -> Run | None:
         """Return the run that a task works for: its generator's task, or one that the generator has started."""
-        runs = list(self._runs.values())
+        runs = self._runs()
         for run in runs:
             if run.has(task):
                 return run

@@ -1,4 +1,4 @@
-"""A worker: claims queued streams, runs their generators, and keeps its lease.
+"""A worker of one database: claims queued streams, runs their generators, and keeps its lease.
 
 One loop over one connection claims streams, and does the upkeep after each heartbeat. Heartbeats are sent by another
 thread, so that a generator which blocks the event loop costs no stream. Each claimed stream is a task of its own, and
@@ -11,29 +11,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from ..backoff import Backoff
 from ..db import notifications, stream_queue
 from ..db.listener import Listener, ListenerState
-from ..db.notification_delivery import check_delivery
 from ..db.notifications import CANCEL_CHANNEL, INPUT_CHANNEL, KILL_WORKER_CHANNEL, QUEUE_CHANNEL
 from ..db.notifier import Notifier
-from ..db.postgres import Connection, connect
+from ..db.postgres import Connection
 from ..db.reconnecting import keep_connected
-from ..db.schema_revision import check_schema
 from ..db.stream_queue import Claim
 from ..db.worker_rows import Orphan
-from ..generators import Generator
-from ..generators.registry import configured_models
-from ..observability.metrics import Names, WorkerMetrics
 from ..settings import Settings
 from .admission import Admission
 from .claiming import Claiming
-from .end_hook import load_end_hook
 from .heartbeat import Beat, Heart, Report, connect_control
 from .hooked_ends import Ends, HookedEnds
+from .host import Host
 from .kill_switch import KillSwitch
 from .lease import Lease
 from .outbox import Lost
@@ -44,10 +39,8 @@ from .run import Run
 from .side_thread import SideThread
 from .slots import Slots
 from .stopping import Stopping
-from .telemetry import Telemetry
 from .upkeep import Upkeep
 from .waiting import Waiting
-from .watchdog import Watchdog
 from .webhooks import Webhooks
 from .writer import Writer
 
@@ -63,18 +56,18 @@ CALLS_SECONDS: Final = 1.0
 class Worker:
     """Runs until cancelled, or until `leave()` was called and its streams have ended or were handed over."""
 
-    def __init__(self, settings: Settings, generators: Mapping[str, Generator]) -> None:
-        """Import the end hook, if the settings name one.
+    def __init__(self, settings: Settings, host: Host, database: str = "") -> None:
+        """`settings` are those of the database; its name is empty if it is the only one.
 
         Raises:
-            ConfigurationError: the end hook cannot be used, or calls of webhooks cannot be signed.
+            ConfigurationError: calls of webhooks cannot be signed.
         """
         self._settings = settings
-        names = sorted(generators)
-        self.metrics = WorkerMetrics(settings.worker_concurrency, silent_after_seconds=settings.silent_after_seconds)
-        # A model may only be a fallback, and have no streams of its own.
-        names_in_metrics = Names(generators.keys() | settings.models.keys(), configured_models(settings))
-        telemetry = Telemetry(self.metrics, names_in_metrics)
+        self._host = host
+        self.database = database
+        self.metrics = host.metrics
+        self._tokens = host.metrics.of_database(database, lambda: self.claims)
+        hook, generators = host.end_hook, host.generators
         self._notifier = Notifier(
             settings.dsn,
             name="baton worker notify",
@@ -83,12 +76,11 @@ class Worker:
             prepare=settings.prepare,
         )
         self._wake = asyncio.Event()
-        hook = load_end_hook(settings, self.metrics)
         self._hooked_ends = (
             None if hook is None else HookedEnds(settings.dsn, hook, metrics=self.metrics, prepare=settings.prepare)
         )
-        self._ends = Ends(telemetry.count_end, self._hooked_ends)
-        self.lease = Lease(settings, names, has_end_hook=hook is not None, on_change=self._wake.set)
+        self._ends = Ends(host.telemetry.count_end, self._hooked_ends)
+        self.lease = Lease(settings, host.names, has_end_hook=hook is not None, on_change=self._wake.set)
         self.writer = Writer(
             settings.dsn,
             window_seconds=settings.flush_interval_milliseconds / 1000,
@@ -106,25 +98,25 @@ class Worker:
             writer=self.writer,
             records=self._records,
             waiting=Waiting(self._records, self._notifier, most_seconds=settings.max_wait_seconds),
-            metrics=self.metrics,
-            telemetry=telemetry,
-            loop_was_blocked=lambda: self._watchdog.is_late,
+            tokens=self._tokens,
+            telemetry=host.telemetry,
+            turns=host.turns,
+            capacity=host.capacity,
+            loop_was_blocked=lambda: host.watchdog.is_late,
             on_freed=self._on_freed,
+            on_room=self._wake.set,
         )
-        self.metrics.silences = self.slots.silences
-        for name in names:
-            self.metrics.loop_blocked_seconds.add(name, count=0)  # so that the first block is an increase
-        self._watchdog = Watchdog(self.slots.runs, self.metrics, hang_seconds=settings.worker_hang_seconds)
+        host.join(self.slots.runs)
         self._heart = Heart(
             settings,
             report=self._report,
-            hangs=lambda: self._watchdog.hangs,
+            hangs=lambda: host.watchdog.hangs,
             on_beat=self.lease.note,
             on_failure=self.lease.fail,
             on_new_history=self._on_new_history,
         )
         self.claiming = Claiming(generators, self.lease, self.slots, self._ends)
-        self._admission = Admission(names, settings.max_running_streams_per_tenant, self.claiming.watermark)
+        self._admission = Admission(host.names, settings.max_running_streams_per_tenant, self.claiming.watermark)
         self._upkeep = Upkeep(settings, self.slots, self._ends, self.writer)
         self._stopping = Stopping(generators, on_result=self._wake.set)
         self._webhooks = Webhooks(
@@ -136,15 +128,11 @@ class Worker:
         self._kill_switch = KillSwitch(settings.worker_name, on_kill=self._wake.set)
         self._leave_at: float | None = None
         self._hurries = False  # to leave: it was asked twice
+        self._connected = False
         self.ready = asyncio.Event()  # registered and claiming
 
     async def run(self) -> None:
-        """Claim and run streams, and keep the lease.
-
-        Raises:
-            ConfigurationError: the database cannot be reached at the start, or its schema does not fit.
-        """
-        await self._check()
+        """Claim and run streams, and keep the lease. The database has been checked (see `database_check`)."""
         listener = Listener(
             self._settings.listen_dsn,
             {QUEUE_CHANNEL: self._on_queued, CANCEL_CHANNEL: self._on_cancel, INPUT_CHANNEL: self._upkeep.note_input}
@@ -155,7 +143,7 @@ class Worker:
         )
         services = [
             asyncio.create_task(service.run(), name=type(service).__name__)
-            for service in (listener, self.writer, self._notifier, SideThread(self._heart.run, self._watchdog.run))
+            for service in (listener, self.writer, self._notifier, SideThread(self._heart.run))
         ]
         if self._hooked_ends is not None:
             services.append(asyncio.create_task(self._hooked_ends.run(), name="HookedEnds"))
@@ -180,7 +168,18 @@ class Worker:
         """
         self._hurries = self._leaving
         self._leave_at = time.monotonic() + (0 if self._hurries else self._settings.worker_drain_seconds)
+        self.slots.share.withdraw()
         self._wake.set()
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of its database."""
+        return self._settings
+
+    @property
+    def claims(self) -> bool:
+        """Whether it claims streams at the moment. Any thread may call this."""
+        return self._connected and self.lease.place is not None and not self._leaving
 
     @property
     def _leaving(self) -> bool:
@@ -191,17 +190,6 @@ class Worker:
         if self._leave_at is None:
             return False
         return not (self.slots.runs or self.slots.handed_over) or time.monotonic() >= self._leave_at
-
-    async def _check(self) -> None:
-        """Check what must be right at the start, and log what an operator should know."""
-        for remark in self._settings.remarks:
-            logger.warning(remark)
-        await check_delivery(self._settings.listen_dsn, self._settings.dsn)
-        connection = await connect(self._settings.dsn, name="baton worker", prepare=self._settings.prepare)
-        try:
-            await check_schema(connection)
-        finally:
-            await connection.close()
 
     async def _control(self) -> None:
         """Claim streams and do the upkeep, over a new connection whenever one is lost."""
@@ -216,9 +204,12 @@ class Worker:
     def _on_disconnect(self, error: Exception) -> None:
         logger.warning("The worker's connection is lost. Its streams continue in the meantime: %r", error)
         self._upkeep.disconnected()
+        self._connected = False
+        self.slots.share.withdraw()
 
     async def _serve(self, connection: Connection, backoff: Backoff) -> None:
-        self.claiming.forget()
+        self._connected = True
+        self.claiming.enter()
         self._upkeep.reconnected()
         self._heart.renew(self.lease.renew())
         while not self._may_go:
@@ -241,6 +232,7 @@ class Worker:
                         self._wake.set()
                     await self.claiming.claim(connection)
                 self.ready.set()
+                self._host.ready.set()
             claim_at = time.monotonic() + CLAIM_PAUSE_SECONDS
             timer = asyncio.get_running_loop().call_later(self._settings.queue_poll_seconds, self._wake.set)
             await self._wake.wait()
@@ -250,7 +242,7 @@ class Worker:
 
     def _report(self) -> Report:
         """Return what the next heartbeat says of this worker. The side thread calls this."""
-        return Report(self.lease.worker_id, self.metrics.tokens, self.slots.silent())
+        return Report(self.lease.worker_id, self._tokens.count, self.slots.silent())
 
     async def _follow(self, connection: Connection, beat: Beat) -> None:
         """Do what comes with a heartbeat, or register if there is no row for it."""

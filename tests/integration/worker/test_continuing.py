@@ -25,7 +25,7 @@ import baton
 from baton.db.postgres import Connection
 from baton.generators import GenerationRequest
 from baton.generators.protocol import Yielded
-from baton.worker.worker import Worker
+from baton.worker.workers import Workers
 
 WORDS = ["It ", "was ", "the ", "best ", "of ", "times"]
 
@@ -92,7 +92,7 @@ async def test_a_leaving_worker_hands_over_without_an_attempt_or_a_reset(dsn: st
     author = Author({1: 3})
     async with connected(dsn) as connection:
         stream_id = await queue(dsn, may_continue=True)
-        worker = Worker(settings(dsn, lease_seconds=600, worker_drain_seconds=600), {"test": author})
+        worker = Workers(settings(dsn, lease_seconds=600, worker_drain_seconds=600), {"test": author})
         task = asyncio.create_task(worker.run())
         await until_tail(connection, stream_id, 3)
         worker.leave()
@@ -167,7 +167,7 @@ async def test_an_answer_that_was_handed_over_and_must_not_restart_ends_as_left(
 
     async with connected(dsn) as connection:
         stream_id = await queue(dsn, may_continue=True, on_worker_lost="fail")
-        worker = Worker(settings(dsn), {"test": generate})
+        worker = Workers(settings(dsn), {"test": generate})
         task = asyncio.create_task(worker.run())
         await until_tail(connection, stream_id, 1)
         worker.leave()

@@ -27,7 +27,7 @@ from baton.observability.metrics import WorkerMetrics
 from baton.outcome import Outcome
 from baton.worker import hooked_ends as service
 from baton.worker.end_hook import load_end_hook
-from baton.worker.worker import Worker
+from baton.worker.workers import Workers
 
 WITH_HOOK = {"on_end": TARGET, "lease_seconds": 1}
 FAULTY = ("raise", "violate", "swallow", "cancel itself", "hang", "query forever", "ignore its cancellation", "close")
@@ -289,7 +289,7 @@ async def test_a_lost_connection_neither_loses_nor_repeats_what_was_saved(
 
 async def test_a_worker_that_leaves_gives_a_hook_its_time(dsn: str, connection: Connection) -> None:
     await connection.execute("SELECT pg_advisory_lock($1)", GATE)
-    worker = Worker(settings(dsn, worker_drain_seconds=0, **WITH_HOOK), {"echo": echo})
+    worker = Workers(settings(dsn, worker_drain_seconds=0, **WITH_HOOK), {"echo": echo})
     task = asyncio.create_task(worker.run())
     try:
         stream_id = await create(dsn, "a", hook="wait")

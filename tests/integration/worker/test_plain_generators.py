@@ -18,7 +18,7 @@ from baton.db.postgres import pool
 from baton.generators import GenerationRequest, stopper
 from baton.generators.protocol import Yielded
 from baton.generators.threaded import Threaded
-from baton.worker.worker import Worker
+from baton.worker.workers import Workers
 
 SLOW: dict[str, Any] = {"lease_seconds": 600}
 WORDS = ["It ", "was ", "the ", "best ", "of ", "times"]
@@ -81,8 +81,9 @@ async def test_a_worker_that_leaves_hands_a_plain_generator_over_in_its_step(dsn
     author = Author()
     async with connected(dsn) as connection:
         stream_id = await queue(dsn, may_continue=True)
-        worker = Worker(settings(dsn, **SLOW, worker_drain_seconds=600), {"test": Threaded(author)})
-        task = asyncio.create_task(worker.run())
+        workers = Workers(settings(dsn, **SLOW, worker_drain_seconds=600), {"test": Threaded(author)})
+        (worker,) = workers.all
+        task = asyncio.create_task(workers.run())
         await until(author.held.is_set)
         run = worker.slots.runs[stream_id]
         worker.leave()

@@ -35,7 +35,7 @@ from baton.errors import DatabaseUnreachable, SchemaMismatch
 from baton.generators import GenerationRequest
 from baton.generators.protocol import Yielded
 from baton.outcome import Outcome
-from baton.worker.worker import Worker
+from baton.worker.workers import Workers
 
 
 class Held:
@@ -323,7 +323,7 @@ async def test_an_end_written_during_a_takeover_is_the_streams_end(dsn: str) -> 
 
 async def leaving(dsn: str, held: Held, connection: Connection, stream_id: UUID) -> None:
     """Run a worker until the stream has two events, and then let it leave."""
-    worker = Worker(settings(dsn, lease_seconds=600, worker_drain_seconds=0.2), {"test": held})
+    worker = Workers(settings(dsn, lease_seconds=600, worker_drain_seconds=0.2), {"test": held})
     task = asyncio.create_task(worker.run())
     await until_tail(connection, stream_id, 2)
     worker.leave()
@@ -352,7 +352,7 @@ async def test_a_leaving_worker_ends_streams_that_must_not_restart(dsn: str) -> 
 
 
 async def test_a_worker_without_work_leaves(dsn: str) -> None:
-    worker = Worker(settings(dsn), {"test": answer})
+    worker = Workers(settings(dsn), {"test": answer})
     task = asyncio.create_task(worker.run())
     await worker.ready.wait()
     worker.leave()
@@ -372,9 +372,9 @@ async def test_a_stream_whose_row_is_erased_stops_its_generator(dsn: str) -> Non
 
 async def test_a_worker_does_not_start_with_the_wrong_schema(empty_dsn: str) -> None:
     with pytest.raises(SchemaMismatch, match="Run `baton migrate` first"):
-        await Worker(settings(empty_dsn), {"test": answer}).run()
+        await Workers(settings(empty_dsn), {"test": answer}).run()
     with pytest.raises(DatabaseUnreachable, match=r"No Postgres could be reached at 127\.0\.0\.1:1"):
-        await Worker(settings("postgresql://127.0.0.1:1/x"), {"test": answer}).run()
+        await Workers(settings("postgresql://127.0.0.1:1/x"), {"test": answer}).run()
 
 
 async def test_a_notification_cancels_a_stream_before_any_heartbeat(dsn: str) -> None:

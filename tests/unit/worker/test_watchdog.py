@@ -31,7 +31,9 @@ class Blocked:
         self.now = 100.0
         self.calls: list[Callable[[], object]] = []
         self.metrics = WorkerMetrics()
-        self.watchdog = Watchdog(runs, self.metrics, hang_seconds=hang_seconds, clock=lambda: self.now)
+        self.watchdog = Watchdog(
+            lambda: list(runs.values()), self.metrics, hang_seconds=hang_seconds, clock=lambda: self.now
+        )
         self._running = running
 
     def call(self, callback: Callable[..., object], *arguments: object) -> None:
@@ -97,7 +99,7 @@ async def test_a_worker_hangs_until_its_loop_answers(caplog: pytest.LogCaptureFi
 
 
 async def test_time_in_which_the_whole_process_stood_still_is_no_block(caplog: pytest.LogCaptureFixture) -> None:
-    watchdog = Watchdog({}, WorkerMetrics(), hang_seconds=1)
+    watchdog = Watchdog(list, WorkerMetrics(), hang_seconds=1)
     owner = cast(Owner, Blocked({}, None, 1))
     watchdog.tick(owner, 1.0, TICK_SECONDS)
     watchdog.tick(owner, 1000.0, 2 * TICK_SECONDS)

@@ -7,6 +7,7 @@ generators do.
 
 from .database_metrics import DatabaseMetrics
 from .pod_metrics import PodMetrics
+from .token_metrics import TokenMetrics
 from .worker_metrics import Labels, Names, WorkerMetrics
 
-__all__ = ["DatabaseMetrics", "Labels", "Names", "PodMetrics", "WorkerMetrics"]
+__all__ = ["DatabaseMetrics", "Labels", "Names", "PodMetrics", "TokenMetrics", "WorkerMetrics"]

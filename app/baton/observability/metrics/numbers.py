@@ -35,6 +35,11 @@ class Histogram:
         self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += value
 
+    def add(self, other: Histogram) -> None:
+        """Add the values of another histogram with the same buckets."""
+        self._counts = [own + more for own, more in zip(self._counts, other._counts, strict=True)]
+        self._sum += other._sum
+
     @property
     def counts(self) -> Sequence[int]:
         """How many values fell into each bucket; the last bucket is for values above all bounds."""
@@ -93,6 +98,11 @@ class LabeledHistogram:
         if values not in self._children:
             self._children[values] = Histogram(self._name, self._documentation, self._bounds)
         return self._children[values]
+
+    def add(self, other: LabeledHistogram) -> None:
+        """Add the values of another one with the same labels and buckets."""
+        for values, child in list(other._children.items()):
+            self.of(*values).add(child)
 
     @property
     def count(self) -> int:

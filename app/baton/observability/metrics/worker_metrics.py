@@ -20,6 +20,7 @@ from .numbers import (
     LabeledCounter,
     LabeledHistogram,
 )
+from .token_metrics import TokenMetrics
 
 # The counts of a usage that are metrics, and their label `type`. Input includes cached, output includes reasoning.
 _TOKEN_TYPES: Final = {
@@ -57,7 +58,7 @@ def _label(name: str | None, names: Set[str]) -> str:
 
 
 class WorkerMetrics(Collector):
-    """All metrics of a worker.
+    """All metrics of a worker process, over all its databases.
 
     `silences` returns, for each running stream, its generator and how many seconds it has been silent. The thread that
     answers Prometheus calls it, so a generator that blocks the event loop is seen as silent too.
@@ -67,6 +68,8 @@ class WorkerMetrics(Collector):
         self.concurrency = concurrency
         self.silences: Callable[[], Iterable[tuple[str, float]]] = tuple
         self._silent_after_seconds = silent_after_seconds
+        self._tokens: list[TokenMetrics] = []
+        self._claims: dict[str, Callable[[], bool]] = {}
         self.running = 0
         self.fenced = 0
         self.appended_again = 0
@@ -124,18 +127,6 @@ class WorkerMetrics(Collector):
         self.queue_seconds = LabeledHistogram(
             "baton_queue_seconds", "From a stream's creation to its first claim", SECONDS_TO_MINUTES, "generator"
         )
-        self.time_to_first_token_seconds = LabeledHistogram(
-            "baton_time_to_first_token_seconds",
-            "From a stream's claim to its first token",
-            SECONDS_TO_MINUTES,
-            "generator",
-            "model",
-        )
-        self.inter_token_seconds = Histogram(
-            "baton_inter_token_seconds",
-            "Between two tokens of a stream, as its generator yields them",
-            SECONDS_TO_MINUTES,
-        )
         self.stream_seconds = LabeledHistogram(
             "baton_stream_seconds", "From a stream's claim to its end", SECONDS_TO_MINUTES, "generator", "model"
         )
@@ -149,7 +140,16 @@ class WorkerMetrics(Collector):
     @property
     def tokens(self) -> int:
         """How many tokens the generators here have yielded."""
-        return self.time_to_first_token_seconds.count + self.inter_token_seconds.count
+        return sum(part.count for part in self._tokens)
+
+    def of_database(self, name: str, claims: Callable[[], bool]) -> TokenMetrics:
+        """Return what the streams of one database are counted in.
+
+        `claims` returns whether this worker claims streams there. The only database of an installation has no name.
+        """
+        self._claims[name] = claims
+        self._tokens.append(TokenMetrics())
+        return self._tokens[-1]
 
     def flushed(self, *, batches: int, events: int, size_bytes: int, seconds: float) -> None:
         """Count one append."""
@@ -170,6 +170,7 @@ class WorkerMetrics(Collector):
             "baton_worker_concurrency", "Streams that this worker can run at once", self.concurrency
         )
         yield GaugeMetricFamily("baton_worker_streams", "Streams being generated", self.running)
+        yield self._claiming()
         yield self._silent()
         yield CounterMetricFamily("baton_flushed_bytes", "Bytes of events appended to the log", self.flushed_bytes)
         yield CounterMetricFamily("baton_flush_failures", "Appends that failed and were repeated", self.flush_failures)
@@ -193,11 +194,20 @@ class WorkerMetrics(Collector):
             self.flush_batches,
             self.flush_events,
             self.queue_seconds,
-            self.time_to_first_token_seconds,
-            self.inter_token_seconds,
+            TokenMetrics.sum_of(self._tokens),
             self.stream_seconds,
         ):
             yield from numbers.collect()
+
+    def _claiming(self) -> Metric:
+        family = GaugeMetricFamily(
+            "baton_worker_claiming",
+            "1 while this worker claims streams; with several databases, of each",
+            labels=["database"] if any(self._claims) else [],
+        )
+        for name, claims in self._claims.items():
+            family.add_metric([name] if name else [], int(claims()))
+        return family
 
     def _silent(self) -> Metric:
         """Count the silent streams by generator; 0 for a generator whose streams are all active."""
