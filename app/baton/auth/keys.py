@@ -37,6 +37,7 @@ _LIVE: Final = f"""
 SELECT {_COLUMNS}, secret_hash FROM baton.api_key
 WHERE revoked_at IS NULL AND (expires_at IS NULL OR expires_at > clock_timestamp())
 """  # noqa: S608
+_REVOKED: Final = "SELECT id FROM baton.api_key WHERE revoked_at IS NOT NULL AND id = ANY ($1)"
 _REVOKE: Final = f"""
 UPDATE baton.api_key SET revoked_at = clock_timestamp()
 WHERE revoked_at IS NULL AND (id::text = $1 OR replace(id::text, '-', '') = $1 OR name = $1)
@@ -128,6 +129,11 @@ async def revoke(connection: Connection, id_or_name: str) -> ApiKey:
 async def live(executor: Connection | Pool) -> dict[UUID, ApiKey]:
     """Read the keys that are neither revoked nor expired."""
     return {row["id"]: _key(row) for row in await executor.fetch(_LIVE)}
+
+
+async def revoked(executor: Connection | Pool, ids: Collection[UUID]) -> set[UUID]:
+    """Return which of these keys were revoked, as this database knows."""
+    return {row["id"] for row in await executor.fetch(_REVOKED, list(ids))}
 
 
 def _check(name: str, tenant: str, scopes: Collection[str]) -> None:

@@ -135,7 +135,10 @@ class Pod:
             max_age_seconds=settings.max_connection_age_seconds,
         )
         self.gate = Gate(
-            settings, pool, origin_allowed=settings.allowed_origins.__contains__, authenticate=authenticate
+            settings,
+            pools=lambda: [pool],
+            origin_allowed=settings.allowed_origins.__contains__,
+            authenticate=authenticate,
         )
         self._snapshots = vacuum_horizon.HorizonWatch()
         self.live_counts = LiveCounts()
