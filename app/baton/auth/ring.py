@@ -156,7 +156,7 @@ class KeyRing:
             self._answering = True
 
     async def _note_revoked(self, patience_seconds: float | None) -> None:
-        """Ask each database that answers about the keys that are live elsewhere, and not there. Seldom there are any."""
+        """Ask each database that answers about the keys that are live in others only. Seldom there are any."""
         live = {key_id for copy in self._copies.values() for key_id in copy.keys}
         for pool, copy in self._copies.items():
             elsewhere = live - copy.keys.keys() - self._revoked
