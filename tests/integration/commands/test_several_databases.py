@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -132,17 +133,29 @@ def test_maintenance_deletes_nothing_from_another_database(databases: Entries) -
 
 
 async def test_a_loop_of_maintenance_waits_for_no_database(databases: Entries, tmp_path: Path) -> None:
-    given = env(databases, "b") | {"BATON_PARTITION_DAYS_AHEAD": "3"}
-    async with running("maintain", "--every", "3600", env=environment(**given), cwd=tmp_path) as loop:
-        await loop.said(r"baton: b: No Postgres could be reached .+ Retrying\.")
-        async with connected(databases["a"]["url"]) as connection:
+    async def keep_silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.closing(writer):
+            await reader.read()
+
+    async with await asyncio.start_server(keep_silent, "127.0.0.1", 0) as hung:
+        port = hung.sockets[0].getsockname()[1]
+        given = {"a": databases["a"], "b": databases["b"] | {"url": f"postgresql://u@127.0.0.1:{port}/x"}}
+        async with (
+            running("maintain", "--every", "3600", env=environment(**env(given)), cwd=tmp_path) as loop,
+            connected(databases["a"]["url"]) as connection,
+        ):
 
             async def maintained() -> bool:
                 return bool(await connection.fetchval("SELECT EXISTS (SELECT FROM baton.retention)"))
 
             await until(maintained)
-        assert loop.process.returncode is None
+            assert loop.process.returncode is None
+            assert loop.lines == []  # b has not been given up yet
+
+
+async def test_a_loop_of_maintenance_ends_if_no_database_answers(databases: Entries, tmp_path: Path) -> None:
     async with running("maintain", "--every", "9", env=environment(**env(databases, "a", "b")), cwd=tmp_path) as loop:
+        await loop.said(r"baton: b: No Postgres could be reached .+ Retrying\.")
         await loop.said("baton: No database could be maintained")
         assert await loop.ends() == 2
 
