@@ -133,3 +133,10 @@ async def databases(postgres: str, template: str) -> AsyncIterator[dict[str, dic
     """The entries of `BATON_DATABASES` for two databases of one test, migrated and numbered."""
     async with several_databases(postgres, template, 2) as entries:
         yield entries
+
+
+@pytest.fixture
+async def many(databases: dict[str, dict[str, Any]]) -> AsyncIterator[Cluster]:
+    """No pods and no workers yet, on two databases of the test's own; its `pool` is of the first."""
+    async with Cluster(databases["a"]["url"], databases) as cluster:
+        yield cluster

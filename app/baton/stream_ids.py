@@ -12,7 +12,9 @@ from uuid import UUID
 
 MAX_NUMBER: Final = 0xFFF
 
-_NUMBERED: Final = 8  # the version
+# The versions.
+_ONLY: Final = 7
+_NUMBERED: Final = 8
 
 
 def first_id(moment: float) -> UUID:
@@ -23,6 +25,11 @@ def first_id(moment: float) -> UUID:
 def moment_of(stream_id: UUID) -> float:
     """Return when a stream was created, in seconds since 1970."""
     return (stream_id.int >> 80) / 1000
+
+
+def is_of_stream(stream_id: UUID) -> bool:
+    """Whether an id may be a stream's. Ids that clients make up at random are of another version."""
+    return stream_id.version in {_ONLY, _NUMBERED}
 
 
 def number_of(stream_id: UUID) -> int:

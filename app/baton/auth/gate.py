@@ -35,13 +35,13 @@ class Gate:
     """Admits callers. `origin_allowed` says from which other origins' pages a cookie may change something.
 
     `authenticate` is how an application that mounts the pod knows its own callers. It is asked about each request that
-    carries no credential of Baton's. `pools` returns a pool for each database: see `KeyRing`.
+    carries no credential of Baton's. `pools`: see `KeyRing`.
     """
 
     def __init__(
         self,
         settings: Settings,
-        pools: Callable[[], Sequence[Pool]],
+        pools: Callable[[], Sequence[Pool | None]],
         *,
         origin_allowed: Callable[[str], bool] = lambda _origin: False,
         authenticate: Authenticate | None = None,

@@ -50,17 +50,22 @@ class _Copy:
 class KeyRing:
     """The live keys by their id.
 
-    `pools` returns a pool for each database. It is called for each read, since a database may be connected later. What
-    is known of a database whose pool is not returned any more is forgotten.
+    `pools` returns a pool for each database, and None for one that has not been connected yet. It is called for each
+    read. What is known of a database whose pool is not returned any more is forgotten.
     """
 
     def __init__(
-        self, pools: Callable[[], Sequence[Pool]], *, refresh_seconds: float, pause_seconds: float = PAUSE_SECONDS
+        self,
+        pools: Callable[[], Sequence[Pool | None]],
+        *,
+        refresh_seconds: float,
+        pause_seconds: float = PAUSE_SECONDS,
     ) -> None:
         self._pools = pools
         self._refresh_seconds = refresh_seconds
         self._pause_seconds = pause_seconds
         self._copies: dict[Pool, _Copy] = {}
+        self._complete = True  # every database has answered once
         self._revoked: set[UUID] = set()  # those that some database had as live; a revocation is final
         self._keys: dict[UUID, ApiKey] = {}
         self._next: asyncio.Task[None] | None = None  # the next read for unknown keys
@@ -106,7 +111,7 @@ class KeyRing:
         if key_id not in self._keys:
             await self._read_for_unknown()
         found = self._keys.get(key_id)
-        if found is None and not all(copy.known for copy in self._copies.values()):
+        if found is None and not self._complete:
             raise _unavailable()
         return found
 
@@ -138,8 +143,9 @@ class KeyRing:
             self._read_at = asyncio.get_running_loop().time()
             self.reads += 1
             self._answering = False
-            self._copies = {pool: self._copies.get(pool) or _Copy() for pool in self._pools()}
-            patience_seconds = None if len(self._copies) == 1 else PATIENCE_SECONDS
+            pools = self._pools()
+            self._copies = {pool: self._copies.get(pool) or _Copy() for pool in pools if pool is not None}
+            patience_seconds = None if len(pools) == 1 else PATIENCE_SECONDS
             async with asyncio.TaskGroup() as reads:
                 for pool, copy in self._copies.items():
                     reads.create_task(_read_one(pool, copy, patience_seconds))
@@ -150,6 +156,7 @@ class KeyRing:
                 for key_id, key in copy.keys.items()
                 if key_id not in self._revoked
             }
+            self._complete = None not in pools and all(copy.known for copy in self._copies.values())
             failures = self._failures()
             if len(failures) == len(self._copies):
                 raise failures[0] if failures else _unavailable()

@@ -62,7 +62,9 @@ def _weights(settings: Settings, facts: Sequence[DatabaseFacts]) -> Finding:
     wanted = {entry.number: entry.weight for entry in settings.all_databases}
     names = {entry.number: entry.name for entry in settings.all_databases}
     if not lists:
-        return error("weights_missing", "The databases have no list of weights, so pods cannot start.", _MIGRATE)
+        return error(
+            "weights_missing", "The databases have no list of weights, so each pod follows its own settings.", _MIGRATE
+        )
 
     def shares(weights: dict[int, float]) -> str:
         return ", ".join(f"{names.get(number, f'number {number}')} {weight:g}" for number, weight in weights.items())

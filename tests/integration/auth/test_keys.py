@@ -223,6 +223,11 @@ async def test_a_key_that_a_silent_database_may_have_is_not_refused(pools: list[
     assert await ring.find(known) is not None
     with pytest.raises(Unavailable):
         await ring.find(uuid4())
+    unconnected = KeyRing(lambda: [first, None], refresh_seconds=60, pause_seconds=0.01)
+    await unconnected.open()
+    assert await unconnected.find(known) is not None
+    with pytest.raises(Unavailable):
+        await unconnected.find(uuid4())
     await first.close()
     with pytest.raises(DatabaseUnreachable, match="The API keys could not be read"):
         await KeyRing(lambda: pools, refresh_seconds=60).open()
