@@ -91,19 +91,26 @@ def migrate(
         float, typer.Option(min=0, help="How long to retry a revision.")
     ] = _TIMEOUTS.give_up_seconds,
 ) -> None:
-    """Migrate the database to this version's schema, and create partitions ahead."""
+    """Migrate all databases to this version's schema, and create partitions ahead."""
     if dry_run and sql:
         raise typer.BadParameter("--dry-run and --sql both change nothing. Choose one.")
     if start is not None and not sql:
         raise typer.BadParameter("--from needs --sql. Without it the database's own revision is used.")
+    from .commands.interruption import Interrupted, interruptible
+    from .commands.migration import Migration
+
     settings = _settings()
-    timeouts = LockTimeouts(lock_timeout_milliseconds, give_up_seconds)
+    migration = Migration(settings, to, LockTimeouts(lock_timeout_milliseconds, give_up_seconds))
     if sql:
-        _run(settings, lambda: _write_migrations(settings, start, to, timeouts))
+        _run(settings, lambda: migration.write_sql(start))
     elif dry_run:
-        _run(settings, lambda: _print_migrations(settings, to))
+        _run(settings, migration.announce)
     else:
-        _run_migrations(settings, to, timeouts)
+        try:
+            _run(settings, lambda: interruptible(migration.run()))
+        except Interrupted as interruption:
+            _errors.print("baton: Stopped. The current revision is rolled back. Run `baton migrate` again to continue.")
+            sys.exit(interruption.exit_status)
 
 
 @app.command()
@@ -116,10 +123,11 @@ def maintain(
     if every is not None and dry_run:
         raise typer.BadParameter("--dry-run cannot be combined with --every.")
     from .commands.interruption import Interrupted, interruptible
+    from .commands.maintenance import maintain as maintain_each
 
     settings = _settings()
     try:
-        _run(settings, lambda: interruptible(_maintain(settings, every, dry_run=dry_run)))
+        _run(settings, lambda: interruptible(maintain_each(settings, every, dry_run=dry_run)))
     except Interrupted as interrupted:
         # A signal is the normal end of the loop.
         raise typer.Exit(0 if every is not None else interrupted.exit_status) from None
@@ -169,16 +177,22 @@ def mark_restored(
             help="After a planned switchover: keep queued and running streams. You guarantee that the log is complete.",
         ),
     ] = False,
+    database: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The one that was restored, if BATON_DATABASES names several."),
+    ] = None,
 ) -> None:
     """After a restore from a snapshot or a dump: end the streams that were queued or running, and refuse older cursors.
 
     Baton detects a promotion and a restore to a point in time itself.
     """
+    from .commands.each_database import chosen
     from .commands.one_connection import MIGRATING_ROLE, run_over_connection
     from .db import history
 
     work = history.declare_complete if nothing_lost else history.mark_restored
-    live = run_over_connection(_settings(), work, name="baton mark-restored", role=MIGRATING_ROLE)
+    restored = chosen(_settings(), database)
+    live = run_over_connection(restored, work, name="baton mark-restored", role=MIGRATING_ROLE)
     if nothing_lost:
         typer.echo(f"{live} queued or running streams of an older history continue in this one.")
         return
@@ -237,7 +251,7 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Count warnings as errors.")] = False,
 ) -> None:
-    """Examine the database, and print what is wrong and what to do. Exit code 1 if there is an error."""
+    """Examine all databases, and print what is wrong and what to do. Exit code 1 if there is an error."""
     from .doctor.report import run as run_doctor
 
     raise typer.Exit(run_doctor(_settings(), as_json=as_json, strict=strict))
@@ -294,7 +308,7 @@ def streams(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """List the newest streams in the database."""
+    """List the newest streams of all databases."""
     if silent and status not in {None, "running"}:
         raise typer.BadParameter("--silent lists running streams. Leave out --status.")
     from .commands.listing import StreamQuery, list_streams
@@ -367,59 +381,6 @@ def main() -> None:
 def _exit_early(number: int, frame: FrameType | None) -> NoReturn:
     del frame
     sys.exit(128 + number)
-
-
-async def _write_migrations(settings: Settings, start: str | None, to: str | None, timeouts: LockTimeouts) -> None:
-    from .schema.migrate import revision_of
-    from .schema.migration_sql import script
-
-    if start is None and settings.database_url is not None:
-        start = await revision_of(settings.dsn)
-    begin = None if start == "base" else start
-    typer.echo(script(start=begin, to=to, days_ahead=settings.partition_days_ahead, timeouts=timeouts), nl=False)
-
-
-async def _print_migrations(settings: Settings, to: str | None) -> None:
-    from .schema.migrate import announce
-
-    await announce(settings.dsn, days_ahead=settings.partition_days_ahead, to=to, say=typer.echo)
-
-
-def _run_migrations(settings: Settings, to: str | None, timeouts: LockTimeouts) -> None:
-    from .commands.interruption import Interrupted, interruptible
-
-    try:
-        _run(settings, lambda: interruptible(_migrate(settings, to, timeouts)))
-    except Interrupted as interruption:
-        _errors.print("baton: Stopped. The current revision is rolled back. Run `baton migrate` again to continue.")
-        sys.exit(interruption.exit_status)
-
-
-async def _migrate(settings: Settings, to: str | None, timeouts: LockTimeouts) -> None:
-    from .db.notification_delivery import session_dsn
-    from .schema.migrate import migrate
-
-    dsn = await session_dsn(settings.dsn, settings.listen_dsn, say=typer.echo)
-    await migrate(dsn, days_ahead=settings.partition_days_ahead, to=to, timeouts=timeouts, say=typer.echo)
-    if to is None:
-        typer.echo("The database is up to date.")
-
-
-async def _maintain(settings: Settings, every_seconds: float | None, *, dry_run: bool) -> None:
-    from .db.notification_delivery import session_dsn
-    from .schema.maintain import keep_maintaining
-    from .schema.maintain import maintain as maintain_once
-    from .schema.retention_policy import Policy
-
-    policy = Policy(settings.partition_days_ahead, settings.retention_days, settings.partition_days)
-    if dry_run:
-        await maintain_once(settings.dsn, policy, say=typer.echo, dry_run=True)
-        return
-    dsn = await session_dsn(settings.dsn, settings.listen_dsn, say=typer.echo)
-    if every_seconds is None:
-        await maintain_once(dsn, policy, say=typer.echo)
-    else:
-        await keep_maintaining(dsn, policy, every_seconds=every_seconds, say=typer.echo)
 
 
 async def _work(settings: Settings) -> None:

@@ -6,7 +6,7 @@ import datetime
 import inspect
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import jwt
@@ -35,20 +35,20 @@ class Gate:
     """Admits callers. `origin_allowed` says from which other origins' pages a cookie may change something.
 
     `authenticate` is how an application that mounts the pod knows its own callers. It is asked about each request that
-    carries no credential of Baton's.
+    carries no credential of Baton's. `pools`: see `KeyRing`.
     """
 
     def __init__(
         self,
         settings: Settings,
-        pool: Pool,
+        pools: Callable[[], Sequence[Pool | None]],
         *,
         origin_allowed: Callable[[str], bool] = lambda _origin: False,
         authenticate: Authenticate | None = None,
     ) -> None:
         self.anonymous = settings.allow_anonymous
         self._authenticate = authenticate
-        self.ring = KeyRing(pool, refresh_seconds=settings.keys_refresh_seconds)
+        self.ring = KeyRing(pools, refresh_seconds=settings.keys_refresh_seconds)
         self.tokens = TokenSigner(
             settings.token_keys,
             lifetime_seconds=settings.token_lifetime_seconds,

@@ -7,11 +7,12 @@ is, and every request would pay for it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
@@ -32,11 +33,11 @@ INSERT INTO baton.api_key (name, tenant, scopes, secret_hash, expires_at)
 VALUES ($1, $2, $3, $4, clock_timestamp() + make_interval(days => $5))
 RETURNING {_COLUMNS}
 """  # noqa: S608
-_LIST: Final = f"SELECT {_COLUMNS}, now() AS now FROM baton.api_key ORDER BY created_at"  # noqa: S608
 _LIVE: Final = f"""
 SELECT {_COLUMNS}, secret_hash FROM baton.api_key
 WHERE revoked_at IS NULL AND (expires_at IS NULL OR expires_at > clock_timestamp())
 """  # noqa: S608
+_REVOKED: Final = "SELECT id FROM baton.api_key WHERE revoked_at IS NOT NULL AND id = ANY ($1)"
 _REVOKE: Final = f"""
 UPDATE baton.api_key SET revoked_at = clock_timestamp()
 WHERE revoked_at IS NULL AND (id::text = $1 OR replace(id::text, '-', '') = $1 OR name = $1)
@@ -93,22 +94,27 @@ async def make(
     """
     _check(name, tenant, scopes)
     secret = secrets.token_hex(32)
-    try:
+    with name_taken(name):
         row = await connection.fetchrow(_INSERT, name, tenant, sorted(set(scopes)), hashed(secret), expires_days)
+    assert row is not None
+    key = of_row(row)
+    return key, f"baton_{key.id.hex}_{secret}"
+
+
+@contextlib.contextmanager
+def name_taken(name: str) -> Iterator[None]:
+    """Say so if a valid key has the name already.
+
+    Raises:
+        ConfigurationError: one has it.
+    """
+    try:
+        yield
     except asyncpg.UniqueViolationError:
         raise ConfigurationError(
             f"A key called {name!r} exists already. Choose another name, or revoke that key: `baton keys list` shows "
             "all. To replace a key without a gap, make the new one first."
         ) from None
-    assert row is not None
-    key = _key(row)
-    return key, f"baton_{key.id.hex}_{secret}"
-
-
-async def every(connection: Connection) -> list[tuple[ApiKey, str]]:
-    """List all keys, the oldest first, each with its state."""
-    rows = await connection.fetch(_LIST)
-    return [(_key(row), _key(row).state(row["now"])) for row in rows]
 
 
 async def revoke(connection: Connection, id_or_name: str) -> ApiKey:
@@ -122,12 +128,17 @@ async def revoke(connection: Connection, id_or_name: str) -> ApiKey:
         raise ConfigurationError(
             f"There is no key {id_or_name!r:.120} that could be revoked. `baton keys list` shows all keys."
         )
-    return _key(row)
+    return of_row(row)
 
 
 async def live(executor: Connection | Pool) -> dict[UUID, ApiKey]:
     """Read the keys that are neither revoked nor expired."""
-    return {row["id"]: _key(row) for row in await executor.fetch(_LIVE)}
+    return {row["id"]: of_row(row) for row in await executor.fetch(_LIVE)}
+
+
+async def revoked(executor: Connection | Pool, ids: Collection[UUID]) -> set[UUID]:
+    """Return which of these keys were revoked, as this database knows."""
+    return {row["id"] for row in await executor.fetch(_REVOKED, list(ids))}
 
 
 def _check(name: str, tenant: str, scopes: Collection[str]) -> None:
@@ -143,7 +154,8 @@ def _check(name: str, tenant: str, scopes: Collection[str]) -> None:
         raise ConfigurationError(f"A key needs one or more of the scopes {', '.join(sorted(SCOPES))}.")
 
 
-def _key(row: asyncpg.Record) -> ApiKey:
+def of_row(row: asyncpg.Record) -> ApiKey:
+    """Return the key that a row describes."""
     return ApiKey(
         row["id"],
         row["name"],

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Final
 from uuid import UUID
 
@@ -13,7 +14,8 @@ from ..errors import ConfigurationError
 from ..observability.metrics import WorkerMetrics
 from ..settings import Settings
 from ..worker.end_hook import EndHook, HookFailed, WatchedHook, load_end_hook
-from .one_connection import run_over_connection
+from .each_database import EachDatabase, OneDatabase
+from .one_connection import over_connection
 
 WORKING_ROLE: Final = "the role of the workers"
 _PAGE: Final = 100
@@ -31,19 +33,36 @@ def run(settings: Settings, *, limit: int, dry_run: bool) -> int:
     if hook is None and not dry_run:
         raise ConfigurationError("There is no end hook. Set BATON_ON_END=module:function, as for the workers.")
 
-    async def work(connection: Connection) -> int:
-        if hook is None or dry_run:
-            async for stream_id in _failed(connection, limit):
-                sys.stdout.write(f"{stream_id}\n")
-            return 0
-        return await _run_all(connection, hook, limit)
-
-    return run_over_connection(settings, work, name="baton end hooks", role=WORKING_ROLE)
+    each = EachDatabase(settings)
+    results = asyncio.run(_run_each(each, None if dry_run else hook, limit))
+    each.require_all("searched")
+    return max(results)
 
 
-async def _run_all(connection: Connection, hook: EndHook, limit: int) -> int:
+async def _run_each(each: EachDatabase, hook: EndHook | None, limit: int) -> list[int]:
+    """Print the streams of each database, or run the hook for them: for `limit` streams of all databases together."""
+    remaining = limit
+
+    async def work(connection: Connection, database: OneDatabase) -> int:
+        nonlocal remaining
+        found = [stream_id async for stream_id in _failed(connection, remaining)]
+        remaining -= len(found)
+        if hook is not None:
+            return await _run_all(connection, hook, found, database)
+        sys.stdout.writelines(f"{stream_id}\n" for stream_id in found)
+        return 0
+
+    async def over(database: OneDatabase) -> int:
+        return await over_connection(
+            database, lambda connection: work(connection, database), name="baton end hooks", role=WORKING_ROLE
+        )
+
+    return [*(await each.run(over)).values()]
+
+
+async def _run_all(connection: Connection, hook: EndHook, found: Sequence[UUID], database: OneDatabase) -> int:
     done = failed = 0
-    async for stream_id in _failed(connection, limit):
+    for stream_id in found:
         watched = WatchedHook(hook)
         try:
             done += await hooked_ends.run_again(connection, stream_id, watched)
@@ -57,7 +76,7 @@ async def _run_all(connection: Connection, hook: EndHook, limit: int) -> int:
                     f"The end hook of stream {stream_id} did not stop when it was cancelled. Correct it, and run this "
                     "command again."
                 ) from None
-    sys.stdout.write(f"The end hook ran for {done} streams, and failed for {failed}.\n")
+    database.say(f"The end hook ran for {done} streams, and failed for {failed}.")
     return 1 if failed else 0
 
 

@@ -1,14 +1,14 @@
-"""`baton keys`: creates, lists and revokes API keys, and creates secrets that sign streams' tokens and
-calls of webhooks.
+"""`baton keys`: creates, lists and revokes API keys, in all databases alike. It also creates secrets that sign streams'
+tokens and calls of webhooks.
 
 Results go to standard output, remarks to standard error, so that scripts can read the results.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import secrets
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import orjson
@@ -20,14 +20,14 @@ from ..webhook_addresses import SECRET_PREFIX
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ..auth.keys import ApiKey
-    from ..db.postgres import Connection
-    from .one_connection import Result
+    from ..auth.all_keys import SharedKey
+    from .each_database import EachDatabase
 
 app = typer.Typer(
     help="Create, list and revoke API keys (as the role that migrates).", no_args_is_help=True, rich_markup_mode=None
 )
 _notes = Console(stderr=True, highlight=False, soft_wrap=True)
+_SYNC: Final = "Run `baton keys sync` when all databases answer."
 _STYLES: Final = {"live": "green", "expired": "yellow", "revoked": "dim"}
 
 
@@ -40,10 +40,10 @@ def create(
     ],
     expires_days: Annotated[int | None, typer.Option(min=1, max=3650, help="Days after which the key expires.")] = None,
 ) -> None:
-    """Create a key, and print it once."""
-    from ..auth import keys
+    """Create a key in all databases, and print it once."""
+    from . import key_copies
 
-    key, text = _run(lambda connection: keys.make(connection, name, tenant, scope, expires_days))
+    key, text = asyncio.run(key_copies.create(_each(), name, tenant, scope, expires_days))
     typer.echo(text)
     until = "" if key.expires_at is None else f" It is valid until {key.expires_at:%Y-%m-%d %H:%M} (UTC)."
     _note(
@@ -55,25 +55,41 @@ def create(
 @app.command(name="list")
 def list_keys(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False) -> None:
     """List all keys, including revoked and expired ones. The keys themselves cannot be shown again."""
-    from ..auth import keys
+    from ..auth.all_keys import union
+    from . import key_copies
 
-    found = _run(keys.every)
+    each = _each()
+    found = union(asyncio.run(key_copies.read(each)))
     if as_json:
-        content = [_described(key) | {"state": state} for key, state in found]
-        typer.echo(orjson.dumps(content, option=orjson.OPT_INDENT_2))
+        typer.echo(orjson.dumps([_described(item, several=each.several) for item in found], option=orjson.OPT_INDENT_2))
     elif found:
-        Console(highlight=False).print(_table(found))
+        Console(highlight=False).print(_table(found, several=each.several))
     else:
         _note("There are no keys. Run `baton keys create NAME --tenant TENANT --scope read` to create one.")
+    each.require_all("read")
 
 
 @app.command()
 def revoke(id_or_name: Annotated[str, typer.Argument(help="The key's id or name.")]) -> None:
     """Revoke a key for good. Pods refuse it within BATON_KEYS_REFRESH_SECONDS."""
-    from ..auth import keys
+    from . import key_copies
 
-    key = _run(lambda connection: keys.revoke(connection, id_or_name))
+    each = _each()
+    key = asyncio.run(key_copies.revoke(each, id_or_name))
     typer.echo(f"Revoked {key.name!r} ({key.id}). Tokens of streams that it created stay valid until they expire.")
+    each.require_all("reached", f"Pods that reach no other database accept the key. {_SYNC}")
+
+
+@app.command()
+def sync() -> None:
+    """Copy keys and revocations to the databases of BATON_DATABASES that lack them."""
+    from . import key_copies
+
+    each = _each()
+    changes = asyncio.run(key_copies.sync(each))
+    each.require_all("completed", "Remove the reason above, and run this command again.")
+    if not changes:
+        typer.echo("All databases have the same keys." if each.several else "There is one database, with all keys.")
 
 
 @app.command(name="token-secret")
@@ -101,21 +117,27 @@ def webhook_secret() -> None:
 def rotate_notify() -> None:
     """Create a new key that signs notifications. Workers and pods use it without a restart."""
     from ..db import signing_keys
+    from .one_connection import MIGRATING_ROLE, run_over_each
 
-    key_id = _run(signing_keys.rotate)
+    each = _each()
+    found = run_over_each(each, signing_keys.rotate, name="baton keys", role=MIGRATING_ROLE)
     seconds = signing_keys.GRACE_SECONDS + signing_keys.REREAD_SECONDS
-    typer.echo(f"Created key {key_id}. The previous key becomes invalid in {seconds} s.")
+    for database in each.databases:
+        if database.name in found:
+            database.say(f"Created key {found[database.name]}. The previous key becomes invalid in {seconds} s.")
+    each.require_all("changed")
 
 
-def _run(work: Callable[[Connection], Awaitable[Result]]) -> Result:
+def _each() -> EachDatabase:
     from ..settings import Settings
-    from .one_connection import MIGRATING_ROLE, run_over_connection
+    from .each_database import EachDatabase
 
-    return run_over_connection(Settings.load(), work, name="baton keys", role=MIGRATING_ROLE)
+    return EachDatabase(Settings.load())
 
 
-def _described(key: ApiKey) -> dict[str, Any]:
-    return {
+def _described(item: SharedKey, *, several: bool) -> dict[str, Any]:
+    key = item.key
+    described = {
         "id": str(key.id),
         "name": key.name,
         "tenant": key.tenant,
@@ -123,28 +145,40 @@ def _described(key: ApiKey) -> dict[str, Any]:
         "created_at": key.created_at,
         "expires_at": key.expires_at,
         "revoked_at": key.revoked_at,
+        "state": item.state,
     }
+    return described | ({"missing_in": item.missing, "not_revoked_in": item.unrevoked} if several else {})
 
 
-def _table(found: list[tuple[ApiKey, str]]) -> Table:
+def _table(found: list[SharedKey], *, several: bool) -> Table:
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("name", "tenant", "scopes", "state", "created (UTC)", "ends", "id"):
         table.add_column(heading, overflow="fold")
-    for key, state in found:
+    if several:
+        table.add_column("to sync", overflow="fold")
+    for item in found:
+        key = item.key
         ends = key.revoked_at or key.expires_at
         table.add_row(
             Text(key.name),
             Text(key.tenant),
             " ".join(sorted(key.scopes)),
-            Text(state, style=_STYLES[state]),
+            Text(item.state, style=_STYLES[item.state]),
             f"{key.created_at:%Y-%m-%d %H:%M}",
             "never" if ends is None else f"{ends:%Y-%m-%d %H:%M}",
             str(key.id),
+            *([_lack(item)] if several else []),
         )
     return table
+
+
+def _lack(item: SharedKey) -> str:
+    missing = f"missing in {', '.join(item.missing)}" if item.missing else ""
+    unrevoked = f"not revoked in {', '.join(item.unrevoked)}" if item.unrevoked else ""
+    return "; ".join(filter(None, (missing, unrevoked))) or "-"
 
 
 def _note(sentence: str) -> None:

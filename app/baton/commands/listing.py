@@ -1,4 +1,4 @@
-"""`baton streams` and `baton workers`: lists both from the database, as a table, as lines, or as JSON."""
+"""`baton streams` and `baton workers`: lists both from the databases, as a table, as lines, or as JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from ..db.streams import Stream
 from ..db.worker_rows import ListedWorker
 from ..observability.log_formatters import escaped
 from ..settings import Settings
-from .one_connection import ANY_ROLE, Result, run_over_connection
+from .each_database import EachDatabase
+from .one_connection import ANY_ROLE, Result, run_over_each
 
 _FORM: Final = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
 _STYLES: Final = {
@@ -62,13 +63,24 @@ def list_streams(settings: Settings, wanted: StreamQuery, *, as_json: bool) -> N
         )
         return [stream async for stream in stream_lists.find_all(connection, selection, wanted.limit)], silences
 
-    found, silences = _read(settings, read)
+    each = EachDatabase(settings)
+    found = _read(each, read)
     # A stream that ended after its worker's last report is not silent.
-    silent = {item.id: silences.get(item.id) if item.status == "running" else None for item in found}
+    rows = [
+        (name, item, silences.get(item.id) if item.status == "running" else None)
+        for name, (items, silences) in found.items()
+        for item in items
+    ]
+    rows.sort(key=lambda row: (row[2] or 0) if wanted.silent else row[1].id.int, reverse=True)
+    del rows[wanted.limit :]
     if as_json:
-        _print_json([{**asdict(item), "silent_seconds": silent[item.id]} for item in found])
+        _print_json([{**asdict(item), "silent_seconds": silent, **_place(each, name)} for name, item, silent in rows])
     else:
-        _print_rows([_stream_row(item, silent[item.id]) for item in found], nothing="No stream matches.")
+        _print_rows(
+            [_stream_row(item, silent) | _place(each, name) for name, item, silent in rows],
+            nothing="No stream matches.",
+        )
+    each.require_all("read")
 
 
 async def _most_silent(connection: Connection, wanted: StreamQuery, silences: Mapping[UUID, float]) -> list[Stream]:
@@ -81,23 +93,31 @@ async def _most_silent(connection: Connection, wanted: StreamQuery, silences: Ma
 
 
 def list_workers(settings: Settings, *, as_json: bool) -> None:
-    """Print the workers that have not left.
+    """Print the workers that have not left. One that serves several databases has a row in each of them.
 
     Raises:
         ConfigurationError: the database cannot be read.
     """
-    found = _read(settings, worker_rows.list_all)
+    each = EachDatabase(settings)
+    rows = [(name, item) for name, items in _read(each, worker_rows.list_all).items() for item in items]
     if as_json:
-        _print_json([asdict(item) for item in found])
+        _print_json([asdict(item) | _place(each, name) for name, item in rows])
     else:
-        _print_rows([_worker_row(item) for item in found], nothing="No workers. Run `baton worker` to start one.")
+        shown = [_worker_row(item) | _place(each, name) for name, item in rows]
+        _print_rows(shown, nothing="No workers. Run `baton worker` to start one.")
+    each.require_all("read")
 
 
-def _read(settings: Settings, question: Callable[[Connection], Awaitable[Result]]) -> Result:
-    return run_over_connection(settings, question, name="baton list", role=ANY_ROLE)
+def _read(each: EachDatabase, question: Callable[[Connection], Awaitable[Result]]) -> dict[str, Result]:
+    return run_over_each(each, question, name="baton list", role=ANY_ROLE)
 
 
-def _stream_row(item: Stream, silent_seconds: float | None) -> Mapping[str, str]:
+def _place(each: EachDatabase, name: str) -> dict[str, str]:
+    """Return the database of a row, if there are several."""
+    return {"database": name} if each.several else {}
+
+
+def _stream_row(item: Stream, silent_seconds: float | None) -> dict[str, str]:
     seconds = item.duration_seconds
     first = item.time_to_first_token_seconds
     return {
@@ -118,7 +138,7 @@ def _wait(item: Stream) -> str | None:
     return f"until {_moment(item.wait_until)}" if item.status == "waiting" and item.wait_until else None
 
 
-def _worker_row(item: ListedWorker) -> Mapping[str, str]:
+def _worker_row(item: ListedWorker) -> dict[str, str]:
     return {
         "worker": item.name,
         "streams": f"{item.running} of {item.concurrency}",

@@ -43,8 +43,18 @@ async def check_number(executor: Connection | Pool, database: DatabaseEntry) -> 
         ConfigurationError: the settings lead to a database with another number.
     """
     found = await read(executor)
+    compare(found, database)
+    return found
+
+
+def compare(found: DatabaseIdentity, database: DatabaseEntry) -> None:
+    """Compare the number of a database with the settings.
+
+    Raises:
+        ConfigurationError: they differ.
+    """
     if found.number == database.number:
-        return found
+        return
     if not database.name:
         raise ConfigurationError(
             f"This is the database with the number {found.number} of an installation with several. Set BATON_DATABASES "

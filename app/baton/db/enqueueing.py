@@ -65,7 +65,8 @@ async def enqueue(
     `connection` is one of asyncpg, or an `AsyncConnection` or `AsyncSession` of SQLAlchemy with any driver. The role
     needs what `baton grants --app ROLE` grants. The fields are those of `POST /v1/streams`, except that `generator` has
     no default, and that no process checks its name: a stream that no worker can run ends as `queue_timeout`. The limits
-    of a tenant's rate and number of streams do not apply.
+    of a tenant's rate and number of streams do not apply. With several databases, the application's own database is one
+    of them: the stream is created there, whatever the weights are, and its id has that database's number.
 
     With an `idempotency_key`, a later call with the same arguments returns the same stream, for a day. With `notify`
     false no worker is woken, and the stream starts up to `BATON_QUEUE_POLL_SECONDS` later.

@@ -7,6 +7,7 @@ from typing import Final
 
 from ..auth import keys
 from ..schema.grants import BY_PUBLIC_ONLY
+from ..settings import Settings
 from .finding import Case, Finding, amount, listed, ok, warning
 
 _MAY_READ_KEYS: Final = "SELECT has_table_privilege('baton.api_key', 'SELECT')"
@@ -16,26 +17,29 @@ _PUBLIC: Final = "SELECT has_database_privilege('public', current_database(), 'C
 
 async def access(case: Case) -> AsyncIterator[Finding]:
     """Is there an API key or an identity provider, and is anonymous access off?"""
+    # The role of a worker may not read keys.
     if case.settings.allow_anonymous:
-        yield warning(
+        yield judged(case.settings, 0)
+    elif await case.connection.fetchval(_MAY_READ_KEYS):
+        yield judged(case.settings, len(await keys.live(case.connection)))
+
+
+def judged(settings: Settings, live: int) -> Finding:
+    """Return what follows for access from the settings, and from the number of valid keys."""
+    if settings.allow_anonymous:
+        return warning(
             "access_anonymous",
             "BATON_ALLOW_ANONYMOUS is set: anyone who can reach a pod can read, cancel and erase every stream.",
             "Create API keys with `baton keys create`, then unset it.",
         )
-        return
-    # The role of a worker may not read keys.
-    if not await case.connection.fetchval(_MAY_READ_KEYS):
-        return
-    live = len(await keys.live(case.connection))
-    if not live and case.settings.jwks_url is None:
-        yield warning(
+    if not live and settings.jwks_url is None:
+        return warning(
             "access_not_configured",
             "There is no valid API key and no identity provider, so pods refuse to start.",
             "Run `baton keys create`, or set BATON_JWKS_URL for the pods.",
         )
-    else:
-        provider = "" if case.settings.jwks_url is None else ", and an identity provider"
-        yield ok("access", f"{amount(live, 'valid API key')}{provider}.")
+    provider = "" if settings.jwks_url is None else ", and an identity provider"
+    return ok("access", f"{amount(live, 'valid API key')}{provider}.")
 
 
 async def public(case: Case) -> AsyncIterator[Finding]:

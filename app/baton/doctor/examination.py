@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from time import time
 from typing import Final
@@ -70,6 +70,10 @@ CHECKS: Final[tuple[tuple[str, Check], ...]] = (
 )
 
 
+# Of several databases, these are examined once: an installation has one of each.
+OF_ALL: Final = frozenset({"the installation", "access control"})
+
+
 @dataclass(slots=True)
 class Diagnosis:
     """The findings of a run. `complete` is false if the database was unreachable, at the start or later."""
@@ -88,14 +92,15 @@ async def examine(
     thresholds: Thresholds | None = None,
     clock: Callable[[], float] = time,
     say: Callable[[str], None] = lambda _what: None,
+    leave_out: Collection[str] = (),
 ) -> Diagnosis:
-    """Run all checks. `say` gets the name of each check before it runs.
+    """Run all checks of one database. `say` gets the name of each check before it runs. `leave_out` names checks.
 
     Raises:
         ConfigurationError: no database is configured, or its DSN is invalid.
     """
     limits = thresholds or Thresholds()
-    examination = _Examination(settings, limits, clock, say)
+    examination = _Examination(settings, limits, clock, say, leave_out)
     try:
         await examination.run()
     except DatabaseUnreachable as problem:
@@ -108,18 +113,24 @@ class _Examination:
     """One run of the checks. After a check that gets no answer, the next check uses a new connection."""
 
     def __init__(
-        self, settings: Settings, thresholds: Thresholds, clock: Callable[[], float], say: Callable[[str], None]
+        self,
+        settings: Settings,
+        thresholds: Thresholds,
+        clock: Callable[[], float],
+        say: Callable[[str], None],
+        leave_out: Collection[str],
     ) -> None:
         self._settings = settings
         self._thresholds = thresholds
         self._clock = clock
         self._say = say
+        self._leave_out = leave_out
         self._forbidden: list[str] = []
         self._sample: tuple[int, float] | None = None
         self.diagnosis = Diagnosis()
 
     async def run(self) -> None:
-        remaining = iter(CHECKS)
+        remaining = iter([item for item in CHECKS if item[0] not in self._leave_out])
         while await self._run_on_one_connection(remaining):
             pass
         if self._forbidden:

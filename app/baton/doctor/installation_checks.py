@@ -15,14 +15,18 @@ SHARED_FILE: Final = "baton/__init__.py"
 
 async def other_distribution(_case: Case) -> AsyncIterator[Finding]:
     """Look for the distribution `baton`."""
+    yield distributions()
+
+
+def distributions() -> Finding:
+    """Return what the installed distributions are like: it does not depend on a database."""
     try:
         found = distribution(OTHER)
     except PackageNotFoundError:
         found = None
     if found is None or SHARED_FILE not in map(str, found.files or ()):
-        yield ok("distribution", "No other distribution has files in the package `baton`.")
-        return
-    yield warning(
+        return ok("distribution", "No other distribution has files in the package `baton`.")
+    return warning(
         "distribution",
         f"The distribution `baton` {found.version}, another project, shares files with `baton-stream`.",
         "Run: pip uninstall --yes baton baton-stream && pip install baton-stream",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import Final
+from typing import Any, Final
 
 import orjson
 from rich.console import Console
@@ -16,50 +17,79 @@ from ..settings import Settings
 from ..version import __version__
 from .examination import Diagnosis, examine
 from .finding import Finding, Level, amount
+from .survey import Survey, survey
 
 _STYLES: Final = {Level.OK: "green", Level.WARNING: "yellow", Level.ERROR: "bold red"}
 
 
 def run(settings: Settings, *, as_json: bool, strict: bool) -> int:
-    """Examine the database and print the findings; return the exit code.
+    """Examine the database, or several of them, and print the findings; return the exit code.
 
-    It is 0 without errors (with `strict`, without warnings too), 1 with some, and 2 if the database is unreachable.
+    It is 0 without errors (with `strict`, without warnings too), 1 with some, and 2 if a database is unreachable.
     """
     errors = Console(stderr=True)
     if errors.is_terminal:
         with errors.status("Checking the connection …") as status:
-            say = lambda what: status.update(f"Checking {what} …")  # noqa: E731
-            diagnosis = asyncio.run(examine(settings, say=say))
+            found = asyncio.run(_found(settings, lambda what: status.update(f"Checking {what} …")))
     else:
-        diagnosis = asyncio.run(examine(settings))
+        found = asyncio.run(_found(settings, lambda _what: None))
     if as_json:
-        sys.stdout.write(as_document(diagnosis))
+        sys.stdout.write(as_document(found))
     else:
-        show(diagnosis, Console(highlight=False))
-    return exit_code(diagnosis, strict=strict)
+        show(found, Console(highlight=False))
+    return exit_code(found, strict=strict)
 
 
-def exit_code(diagnosis: Diagnosis, *, strict: bool) -> int:
+async def _found(settings: Settings, say: Callable[[str], None]) -> Diagnosis | Survey:
+    return await (survey if settings.databases else examine)(settings, say=say)
+
+
+def exit_code(found: Diagnosis | Survey, *, strict: bool) -> int:
     """Return the exit code of the command: see `run`."""
-    if not diagnosis.complete:
+    if not found.complete:
         return 2
-    return int(diagnosis.count(Level.ERROR) > 0 or (strict and diagnosis.count(Level.WARNING) > 0))
+    return int(found.count(Level.ERROR) > 0 or (strict and found.count(Level.WARNING) > 0))
 
 
-def as_document(diagnosis: Diagnosis) -> str:
-    """Return the findings as JSON."""
-    document = {
-        "version": __version__,
-        "complete": diagnosis.complete,
-        "errors": diagnosis.count(Level.ERROR),
-        "warnings": diagnosis.count(Level.WARNING),
-        "findings": [asdict(finding) for finding in diagnosis.findings],
-    }
+def as_document(found: Diagnosis | Survey) -> str:
+    """Return the findings as JSON. Of several databases, `findings` are those about all of them together."""
+    document: dict[str, Any] = {"version": __version__}
+    if isinstance(found, Survey):
+        document |= _counts(found) | {"findings": _listed(found.together)}
+        document["databases"] = {
+            name: _counts(diagnosis) | {"findings": _listed(diagnosis)} for name, diagnosis in found.databases.items()
+        }
+    else:
+        document |= _counts(found) | {"findings": _listed(found)}
     return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode()
 
 
-def show(diagnosis: Diagnosis, console: Console) -> None:
-    """Print the findings: as a table in a terminal, otherwise one per line."""
+def _counts(found: Diagnosis | Survey) -> dict[str, Any]:
+    return {"complete": found.complete, "errors": found.count(Level.ERROR), "warnings": found.count(Level.WARNING)}
+
+
+def _listed(diagnosis: Diagnosis) -> list[dict[str, Any]]:
+    return [asdict(finding) for finding in diagnosis.findings]
+
+
+def show(found: Diagnosis | Survey, console: Console) -> None:
+    """Print the findings: as tables in a terminal, otherwise one per line, after the name of its database."""
+    if isinstance(found, Survey):
+        for name, diagnosis in found.databases.items():
+            _show_group(name, diagnosis, console)
+        _show_group("(all)", found.together, console)
+    else:
+        _show_findings(found, console)
+    console.print(_summary(found), markup=False, soft_wrap=True)
+
+
+def _show_group(name: str, diagnosis: Diagnosis, console: Console) -> None:
+    if console.is_terminal:
+        console.print(Text(name, style="bold"))
+    _show_findings(diagnosis, console, f"{name}: ")
+
+
+def _show_findings(diagnosis: Diagnosis, console: Console, prefix: str = "") -> None:
     if console.is_terminal:
         table = Table.grid(padding=(0, 2, 0, 0))
         table.add_column(no_wrap=True)
@@ -69,9 +99,8 @@ def show(diagnosis: Diagnosis, console: Console) -> None:
         console.print(table)
     else:
         for finding in diagnosis.findings:
-            line = f"{finding.level:8} {finding.code}: {finding.message} {finding.advice}"
+            line = f"{prefix}{finding.level:8} {finding.code}: {finding.message} {finding.advice}"
             console.print(line.rstrip(), markup=False, soft_wrap=True)
-    console.print(_summary(diagnosis), markup=False, soft_wrap=True)
 
 
 def _text(finding: Finding) -> Text:
@@ -82,8 +111,8 @@ def _text(finding: Finding) -> Text:
     return text
 
 
-def _summary(diagnosis: Diagnosis) -> str:
-    errors, warnings = diagnosis.count(Level.ERROR), diagnosis.count(Level.WARNING)
+def _summary(found: Diagnosis | Survey) -> str:
+    errors, warnings = found.count(Level.ERROR), found.count(Level.WARNING)
     if not errors + warnings:
         return "No problems found."
     return f"{amount(errors, 'error')}, {amount(warnings, 'warning')}."

@@ -107,7 +107,7 @@ class Pod:
             await pod.shards.start()
             pod.gate = Gate(
                 settings,
-                pod.shards.open[0].pool,
+                lambda: [shard.pool if shard.is_open else None for shard in pod.shards],
                 origin_allowed=settings.allowed_origins.__contains__,
                 authenticate=authenticate,
             )

@@ -16,7 +16,8 @@ _DEEP: Final = " " * 12
 _SCRIPT: Final = """\
 -- Roles for Baton, with the least privileges that it needs. Run this as an administrator of the database (a superuser,
 -- or the database's owner if it may create roles): once before the first `baton migrate`, and again after each one. If
--- another role has run the migrations, run this as a superuser or as a member of that role.
+-- another role has run the migrations, run this as a superuser or as a member of that role. With several databases
+-- (BATON_DATABASES), run it in each of them: it is the same for all.
 --
 -- It waits for a lock for half a second at most. If it does not get one, it changes nothing: run it again. It locks
 -- tables only if it changes their owner, and then for a moment.

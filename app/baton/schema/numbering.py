@@ -26,6 +26,8 @@ _IS_USED: Final = """
 SELECT EXISTS (SELECT FROM baton.stream) OR EXISTS (SELECT FROM baton.placement) OR EXISTS (SELECT FROM baton.retention)
 """
 _HAS_STREAMS: Final = "SELECT EXISTS (SELECT FROM baton.stream)"
+_HAS_IDENTITY: Final = "SELECT to_regclass('baton.database_identity') IS NOT NULL"
+_HAS_TABLES: Final = "SELECT to_regclass('baton.stream') IS NOT NULL"
 _ALWAYS: Final = datetime.datetime.fromtimestamp(0, datetime.UTC)
 _SET: Final = "UPDATE baton.database_identity SET installation = $1, number = $2"
 
@@ -64,19 +66,59 @@ async def record_weights(databases: Sequence[NumberedDatabase]) -> str | None:
     known = placements.merged([await placements.read(item.connection) for item in databases])
     if not known and await _had_one(databases):
         known = [Placement(uuid.uuid4(), {0: 1}, _ALWAYS)]
-    weights = {item.entry.number: item.entry.weight for item in databases}
+    weights = _weights(databases)
     if known and known[-1].weights == weights:
         latest, line = known[-1], None
     else:
         now = await placements.now(databases[0].connection)
         delay = datetime.timedelta(seconds=DELAY_SECONDS if known else 0)
         latest = Placement(uuid.uuid4(), weights, now + delay)
-        shares = ", ".join(f"{item.entry.name} {item.entry.weight:g}" for item in databases)
-        line = f"New streams are shared by these weights, in {delay.seconds} s on every pod: {shares}."
+        line = f"New streams are shared by these weights, in {delay.seconds} s on every pod: {_shares(databases)}."
     for item in databases:
         for each in [*known, latest]:
             await placements.write(item.connection, each)
     return line
+
+
+async def preview(databases: Sequence[NumberedDatabase]) -> list[str]:
+    """Return what `number` and `record_weights` would do, once all databases have the newest schema; change nothing.
+
+    Raises:
+        ConfigurationError: one that is in use has another number, or belongs to another installation.
+    """
+    lines = []
+    used: dict[str, DatabaseIdentity] = {}
+    known = []
+    for item in databases:
+        name, wanted = item.entry.name, item.entry.number
+        if not await item.connection.fetchval(_HAS_IDENTITY):
+            # Its number will be 0. With streams it stays so.
+            if not (await item.connection.fetchval(_HAS_TABLES) and await item.connection.fetchval(_HAS_STREAMS)):
+                lines += [f"Would give the database {name!r} the number {wanted}."] if wanted else []
+            elif wanted:
+                raise ConfigurationError(
+                    f"BATON_DATABASES: {name!r} has streams, whose ids have the number 0, and its entry says {wanted}. "
+                    "Give it the number 0."
+                )
+            continue
+        known.append(await placements.read(item.connection))
+        if await item.connection.fetchval(_IS_USED):
+            used[name] = await _identity(item)
+        elif (await database_identity.read(item.connection)).number != wanted:
+            lines.append(f"Would give the database {name!r} the number {wanted}.")
+    database_identity.check_installation(used)
+    lists = placements.merged(known)
+    if not lists or lists[-1].weights != _weights(databases):
+        lines.append(f"Would share new streams by these weights: {_shares(databases)}.")
+    return lines
+
+
+def _weights(databases: Sequence[NumberedDatabase]) -> dict[int, float]:
+    return {item.entry.number: item.entry.weight for item in databases}
+
+
+def _shares(databases: Sequence[NumberedDatabase]) -> str:
+    return ", ".join(f"{item.entry.name} {item.entry.weight:g}" for item in databases)
 
 
 async def _identity(item: NumberedDatabase) -> DatabaseIdentity:

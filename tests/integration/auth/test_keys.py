@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import AsyncIterator
-from uuid import uuid4
+from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
 from tests.support.access import bearer, guarded_pod, make_key
 from tests.support.cluster import Cluster
 from tests.support.logbook import connected, until
 
-from baton.auth import keys
+from baton.auth import all_keys, keys
 from baton.auth.ring import MAX_WAITING, KeyRing
-from baton.db.postgres import Connection, pool
-from baton.errors import ConfigurationError, Unavailable
+from baton.db.postgres import Connection, Pool, pool
+from baton.errors import ConfigurationError, DatabaseUnreachable, Unavailable
 
 
 @pytest.fixture
@@ -50,7 +52,8 @@ async def test_keys_are_revoked_by_name_or_id_once(connection: Connection) -> No
             await keys.revoke(connection, given)
     assert await keys.live(connection) == {}
     again, _ = await keys.make(connection, "a", "acme", ["read"])
-    assert [(key.name, state) for key, state in await keys.every(connection)] == [
+    listed = all_keys.union({"": await all_keys.read(connection)})
+    assert [(item.key.name, item.state) for item in listed] == [
         *((name, "revoked") for name in "abc"),
         (again.name, "live"),
     ]
@@ -59,7 +62,8 @@ async def test_keys_are_revoked_by_name_or_id_once(connection: Connection) -> No
 async def test_an_expired_key_is_listed_and_does_not_work(connection: Connection) -> None:
     key, _ = await keys.make(connection, "a", "acme", ["read"], 1)
     await connection.execute("UPDATE baton.api_key SET expires_at = clock_timestamp() - interval '1 s'")
-    assert [(item.id, state) for item, state in await keys.every(connection)] == [(key.id, "expired")]
+    (listed,) = all_keys.union({"": await all_keys.read(connection)})
+    assert (listed.key.id, listed.state) == (key.id, "expired")
     assert await keys.live(connection) == {}
 
 
@@ -98,7 +102,7 @@ def test_a_string_of_another_form_is_not_a_key(text: str) -> None:
 
 async def test_a_flood_of_unknown_keys_is_one_query_a_second(dsn: str) -> None:
     async with pool(dsn, size=2, timeout_seconds=10) as opened:
-        ring = KeyRing(opened, refresh_seconds=60, pause_seconds=0.2)
+        ring = KeyRing(lambda: [opened], refresh_seconds=60, pause_seconds=0.2)
         await ring.open()
         assert await asyncio.gather(*(ring.find(uuid4()) for _ in range(MAX_WAITING + 50))) == [None] * (
             MAX_WAITING + 50
@@ -108,7 +112,7 @@ async def test_a_flood_of_unknown_keys_is_one_query_a_second(dsn: str) -> None:
 
 async def test_a_key_created_while_others_are_refused_works_at_once(dsn: str, connection: Connection) -> None:
     async with pool(dsn, size=2, timeout_seconds=10) as opened:
-        ring = KeyRing(opened, refresh_seconds=60, pause_seconds=0.05)
+        ring = KeyRing(lambda: [opened], refresh_seconds=60, pause_seconds=0.05)
         await ring.open()
         for number in range(5):
             refused = asyncio.create_task(ring.find(uuid4()))
@@ -121,7 +125,7 @@ async def test_a_key_created_while_others_are_refused_works_at_once(dsn: str, co
 async def test_while_the_database_is_down_only_known_keys_work(dsn: str) -> None:
     async with connected(dsn) as connection, pool(dsn, size=2, timeout_seconds=10) as opened:
         key, _ = await keys.make(connection, "a", "acme", ["read"])
-        ring = KeyRing(opened, refresh_seconds=0.01, pause_seconds=0.01)
+        ring = KeyRing(lambda: [opened], refresh_seconds=0.01, pause_seconds=0.01)
         await ring.open()
         await opened.close()
         running = asyncio.create_task(ring.run())
@@ -131,6 +135,102 @@ async def test_while_the_database_is_down_only_known_keys_work(dsn: str) -> None
             await ring.find(uuid4())
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+
+
+# A pod's copy of the keys of several databases
+
+
+@pytest.fixture
+async def pools(databases: dict[str, dict[str, Any]]) -> AsyncIterator[list[Pool]]:
+    async with contextlib.AsyncExitStack() as stack:
+        yield [
+            await stack.enter_async_context(pool(entry["url"], size=1, timeout_seconds=10))
+            for entry in databases.values()
+        ]
+
+
+async def made(pool: Pool, name: str, copy_to: Pool | None = None) -> UUID:
+    """Make a key in one database, and the same one in another."""
+    async with pool.acquire() as connection:
+        key, _ = await keys.make(connection, name, "acme", ["read"])
+    if copy_to is not None:
+        row = await pool.fetchrow(
+            "SELECT id, name, tenant, scopes, secret_hash FROM baton.api_key WHERE id = $1", key.id
+        )
+        assert row is not None
+        await copy_to.execute(
+            "INSERT INTO baton.api_key (id, name, tenant, scopes, secret_hash) VALUES ($1, $2, $3, $4, $5)", *row
+        )
+    return key.id
+
+
+async def revoke(pool: Pool, key_id: UUID) -> None:
+    async with pool.acquire() as connection:
+        await keys.revoke(connection, str(key_id))
+
+
+async def test_a_key_of_any_database_works_unless_one_has_revoked_it(pools: list[Pool]) -> None:
+    first, second = pools
+    everywhere, revoked = await made(first, "everywhere", second), await made(first, "revoked", second)
+    missing = await made(second, "missing")
+    await revoke(second, revoked)
+    ring = KeyRing(lambda: pools, refresh_seconds=60, pause_seconds=0.01)
+    await ring.open()
+    assert [await ring.find(key_id) is not None for key_id in (everywhere, missing, revoked)] == [True, True, False]
+    await revoke(first, everywhere)
+    assert await ring.find(uuid4()) is None
+    assert everywhere not in ring
+    assert len(ring) == 1
+
+
+async def test_the_last_keys_of_a_database_that_is_away_stay_valid(pools: list[Pool]) -> None:
+    first, second = pools
+    shared, revoked, only_there = (
+        await made(first, "shared", second),
+        await made(first, "revoked", second),
+        await made(second, "only there"),
+    )
+    ring = KeyRing(lambda: pools, refresh_seconds=0.01, pause_seconds=0.01)
+    await ring.open()
+    await second.close()
+    await revoke(first, revoked)
+    running = asyncio.create_task(ring.run())
+    await until(lambda: revoked not in ring)
+    assert {shared, only_there} == {key_id for key_id in (shared, only_there) if key_id in ring}
+    new = await made(first, "new")
+    assert await ring.find(new) is not None
+    assert await ring.find(uuid4()) is None
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_revocation_outlasts_the_database_that_knew_it(pools: list[Pool]) -> None:
+    first, second = pools
+    key_id = await made(first, "a", second)
+    ring = KeyRing(lambda: pools, refresh_seconds=60, pause_seconds=0.01)
+    await revoke(second, key_id)
+    await ring.open()
+    await second.close()
+    assert await ring.find(key_id) is None
+
+
+async def test_a_key_that_a_silent_database_may_have_is_not_refused(pools: list[Pool]) -> None:
+    first, second = pools
+    known = await made(first, "a")
+    await second.close()
+    ring = KeyRing(lambda: pools, refresh_seconds=60, pause_seconds=0.01)
+    await ring.open()
+    assert await ring.find(known) is not None
+    with pytest.raises(Unavailable):
+        await ring.find(uuid4())
+    unconnected = KeyRing(lambda: [first, None], refresh_seconds=60, pause_seconds=0.01)
+    await unconnected.open()
+    assert await unconnected.find(known) is not None
+    with pytest.raises(Unavailable):
+        await unconnected.find(uuid4())
+    await first.close()
+    with pytest.raises(DatabaseUnreachable, match="The API keys could not be read"):
+        await KeyRing(lambda: pools, refresh_seconds=60).open()
 
 
 async def test_a_pod_that_cannot_check_a_key_asks_event_sources_to_reconnect(cluster: Cluster) -> None:

@@ -17,6 +17,7 @@ from tests.support.cluster import Cluster, RunningPod, echo
 from tests.support.databases import execute
 from tests.support.logbook import until
 
+from baton.auth import keys
 from baton.db import placements
 from baton.db.placements import Placement
 from baton.db.postgres import connect
@@ -25,6 +26,8 @@ from baton.pod import placement
 from baton.stream_ids import number_of
 
 GENERATORS = {"echo": echo}
+NO_STREAM = "019a5e2c-0000-7000-8000-000000000007"  # of the first database, if there were one
+NO_KEY = f"baton_{'0' * 32}_{'0' * 64}"
 
 
 async def workers(many: Cluster) -> None:
@@ -300,3 +303,25 @@ async def test_metrics_of_several_databases_carry_their_names(many: Cluster) -> 
     at = await pod(many)
     await until(lambda: all(shard.listener.state.value == "listening" for shard in at.pod.shards))
     assert {name: at.metric("baton_listener_up", database=name) for name in ("a", "b")} == {"a": 1, "b": 1}
+
+
+async def test_keys_are_checked_in_all_databases_that_answer(many: Cluster, postgres: str) -> None:
+    databases: Any = many.databases
+    given = [await connect(entry["url"], name="test") for entry in databases.values()]
+    (_, first), (other, second) = [await keys.make(connection, "web", "acme", ["read"]) for connection in given]
+
+    async def status(at: RunningPod, credential: str) -> int:
+        headers = {"authorization": f"Bearer {credential}"}
+        return (await many.client.get(f"{at.url}/v1/streams/{NO_STREAM}", headers=headers)).status_code
+
+    guarded = {"allow_anonymous": False, "keys_refresh_seconds": 0.05}
+    both = await pod(many, **guarded)
+    assert [await status(both, key) for key in (first, second, NO_KEY)] == [404, 404, 401]
+    async with away(databases["b"], postgres):
+        alone = await pod(many, **guarded)
+        assert [await status(both, key) for key in (first, second, NO_KEY)] == [404, 404, 401]
+        assert [await status(alone, key) for key in (first, second)] == [404, 503]
+    await until(lambda: other.id in alone.pod.gate.ring)
+    assert await status(alone, second) == 404
+    await given[0].close()
+    given[1].terminate()
