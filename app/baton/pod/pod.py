@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Final, Self
 
 import asyncpg
+from prometheus_client import generate_latest
 
 from ..auth.gate import Authenticate, Gate
 from ..db import (
@@ -59,6 +60,7 @@ from .notification_verifier import NotificationVerifier
 from .relay_registry import RelayRegistry
 from .request_bodies import RequestBodies
 from .settling import Settling
+from .siblings import Siblings
 from .stream_timeouts import OpenStreams
 from .subscriber_limits import SubscriberLimits
 from .tcp_limits import TcpLimits
@@ -153,6 +155,7 @@ class Pod:
         self.append_targets = AppendTargets()
         self._has_current_code = False  # no older code can start any more
         self.companion: Companion | None = None
+        self.siblings: Siblings | None = None
         self.draining = False
         self.broken = False
         self.before_joining: Callable[[], None] = _nothing  # called when a client is about to follow or to wait
@@ -293,9 +296,17 @@ class Pod:
         """Whether a part of the process has ended by itself."""
         return self.broken or (self.companion is not None and self.companion.failed)
 
-    def render_metrics(self) -> bytes:
-        """Return the metrics of the process in Prometheus' text format."""
-        return self.metrics.render() + (b"" if self.companion is None else self.companion.render_metrics())
+    @property
+    def is_alone(self) -> bool:
+        """Whether the process has no other part, and its command no other process."""
+        return self.companion is None and self.siblings is None
+
+    async def render_metrics(self) -> bytes:
+        """Return the metrics of the process in Prometheus' text format, or those of all processes of its command."""
+        if self.siblings is not None:
+            return await self.siblings.render_metrics()
+        beside = b"" if self.companion is None else generate_latest(self.companion.metrics_registry)
+        return self.metrics.render() + beside
 
     async def watch_database(self) -> None:
         """Measure at intervals what an operator should know, and log problems while there is time to act."""
