@@ -216,11 +216,13 @@ async def test_no_child_outlives_a_parent_that_is_killed(cluster: Cluster) -> No
 
 
 @pytest.mark.slow
-async def test_an_orphan_whose_event_loop_is_blocked_ends_too(cluster: Cluster) -> None:
-    async with several(cluster.dsn, "worker", generators="blocking=answers:blocking", **QUICK) as parent:
-        pod = await cluster.pod(generators={"blocking": "answers:blocking"})
-        await cluster.create(pod, generator="blocking", input={"seconds": 300})
-        await parent.said("has blocked the event loop|blocks the event loop")
+async def test_an_orphan_whose_event_loop_is_blocked_ends_too(cluster: Cluster, tmp_path: Path) -> None:
+    pod = await cluster.pod(generators={"blocking": "answers:blocking"})
+    settings = {"generators": "blocking=answers:blocking", "drain_seconds": 0, "worker_drain_seconds": 0}
+    async with several(cluster.dsn, "worker", **settings | QUICK) as parent:
+        given = {"begin": str(tmp_path), "end": str(tmp_path / "never")}
+        await cluster.create(pod, generator="blocking", input=given)
+        await parent.said("event loop has been blocked")
         orphans = children(parent)
         parent.signal(signal.SIGKILL)
         await until(lambda: not any(orphan.is_running() for orphan in orphans))
