@@ -11,8 +11,7 @@ import pytest
 from pydantic import AliasChoices, SecretStr
 from tools.settings_page import PAGE, page
 
-from baton import model_entries
-from baton import cores
+from baton import cores, model_entries
 from baton.errors import ConfigurationError
 from baton.generators.registry import load_generators
 from baton.settings import Settings
