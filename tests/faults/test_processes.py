@@ -133,14 +133,16 @@ async def test_a_second_signal_ends_all_processes_at_once(cluster: Cluster) -> N
         url = (await parent.said(SERVES))[2]
         viewers = await viewers_on_each(cluster, url, author, stack)
         parent.signal(signal.SIGTERM)
+        waiting: list[asyncio.Task[bytes]] = []
         # When a client of each has been sent away, all drain. The others would wait for a minute.
         for followers in viewers.values():
             rests = [asyncio.create_task(follower.next_block()) for follower in followers]
             await asyncio.wait(rests, return_when=asyncio.FIRST_COMPLETED)
-            stack.push_async_callback(asyncio.gather, *rests, return_exceptions=True)
+            waiting.extend(rests)
         assert parent.process.returncode is None
         parent.signal(signal.SIGTERM)
         assert await parent.ends(15) == 0
+        await asyncio.gather(*waiting, return_exceptions=True)
 
 
 @pytest.mark.slow
