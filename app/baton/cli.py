@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeAlias
 
 import typer
 from rich.console import Console
@@ -20,6 +20,7 @@ from .schema.lock_timeouts import LockTimeouts
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .processes.assignment import Command
     from .settings import Settings
 
 # Each command imports what it needs when it is called. All imports together take more than a second, and Alembic and
@@ -39,6 +40,12 @@ _ROLES = RoleNames()
 _errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+_Processes: TypeAlias = Annotated[
+    str | None,
+    typer.Option(metavar="N|auto", help="How many processes to run, for all cores of a machine (BATON_PROCESSES)."),
+]
+
+
 @app.callback(invoke_without_command=True)
 def _options(*, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
@@ -54,13 +61,19 @@ def serve(
     with_worker: Annotated[
         bool, typer.Option("--with-worker", help="Run a worker in the same process (BATON_WITH_WORKER).")
     ] = False,
+    processes: _Processes = None,
 ) -> None:
     """Run a pod, which creates streams and relays their events to clients."""
+    given = {"host": host, "port": port, "with_worker": with_worker or None}
+    settings = _settings(**given, processes=processes)
+    if settings.processes > 1:
+        _supervise(settings, given, "serve")
+        return
+    from .commands.long_lived import traced
     from .server.serve import serve as serve_pod
 
-    settings = _settings(host=host, port=port, with_worker=with_worker or None)
     names = {"pod": settings.pod_name} | ({"worker": settings.worker_name} if settings.with_worker else {})
-    _run(settings, lambda: _traced(settings.pod_name, lambda: serve_pod(settings)), **names)
+    _run(settings, lambda: traced(settings.pod_name, lambda: serve_pod(settings)), **names)
 
 
 @app.command()
@@ -68,10 +81,19 @@ def worker(
     concurrency: Annotated[
         int | None, typer.Option(help="How many streams to run at once (BATON_WORKER_CONCURRENCY).")
     ] = None,
+    *,
+    processes: _Processes = None,
 ) -> None:
     """Run a worker, which claims queued streams and generates their events."""
-    settings = _settings(worker_concurrency=concurrency)
-    _run(settings, lambda: _traced(settings.worker_name, lambda: _work(settings)), worker=settings.worker_name)
+    given = {"worker_concurrency": concurrency}
+    settings = _settings(**given, processes=processes)
+    if settings.processes > 1:
+        _supervise(settings, given, "worker")
+        return
+    from .commands.long_lived import traced
+    from .commands.working import work
+
+    _run(settings, lambda: traced(settings.worker_name, lambda: work(settings)), worker=settings.worker_name)
 
 
 @app.command()
@@ -383,39 +405,10 @@ def _exit_early(number: int, frame: FrameType | None) -> NoReturn:
     sys.exit(128 + number)
 
 
-async def _work(settings: Settings) -> None:
-    import asyncio
+def _supervise(settings: Settings, given: dict[str, Any], command: Command) -> None:
+    from .processes.supervisor import supervise
 
-    from .generators.registry import close_generators, load_generators
-    from .observability.garbage_collector import collect_seldom
-    from .observability.metrics.exposition import exposed
-    from .worker.workers import Workers
-
-    generators = load_generators(settings)
-    working = Workers(settings, generators)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, working.leave)
-    try:
-        collect_seldom()
-        with exposed(working.metrics, settings.host, settings.worker_metrics_port):
-            await working.run()
-    finally:
-        await close_generators(generators)
-
-
-async def _traced(name: str, work: Callable[[], Awaitable[None]]) -> None:
-    """Run the work of a process. If OpenTelemetry's own variables name a collector, export spans to it."""
-    from .observability import tracing
-
-    if not tracing.wanted():
-        await work()
-        return
-    # This is slow to import, so it is imported only if it is used.
-    from .observability.trace_export import exporting
-
-    with exporting(name):
-        await work()
+    supervise(settings, given, command)
 
 
 def _settings(**overrides: Any) -> Settings:
@@ -425,22 +418,9 @@ def _settings(**overrides: Any) -> Settings:
 
 
 def _run(settings: Settings, start: Callable[[], Awaitable[None]], **process: str) -> None:
-    import uvloop
+    from .commands.long_lived import run
 
-    from .observability import log_config
-
-    log_config.configure(
-        _errors,
-        form=settings.log_format,
-        level=settings.log_level,
-        project=settings.google_cloud_project,
-        **process,
-    )
-
-    async def run() -> None:
-        await start()
-
-    uvloop.run(run())
+    run(settings, start, **process)
 
 
 def _fail(sentence: str) -> NoReturn:

@@ -15,7 +15,7 @@ import logging
 from collections.abc import AsyncIterator
 from typing import Final, Self
 
-from prometheus_client import generate_latest
+from prometheus_client import CollectorRegistry
 
 from .generators.registry import close_generators, load_generators
 from .observability.metrics.exposition import exposed
@@ -51,7 +51,7 @@ class EmbeddedWorker:
         generators = load_generators(settings)
         try:
             embedded = cls(Workers(settings, generators), settings.worker_drain_seconds)
-            with exposed(embedded._workers.metrics, settings.host, settings.worker_metrics_port):
+            with exposed(embedded.metrics_registry, settings.host, settings.worker_metrics_port):
                 async with embedded._running():
                     yield embedded
         finally:
@@ -75,9 +75,10 @@ class EmbeddedWorker:
         if self._task is not None:
             await asyncio.wait([self._task], timeout=timeout_seconds)
 
-    def render_metrics(self) -> bytes:
-        """Return the worker's metrics in Prometheus' text format."""
-        return generate_latest(self._workers.metrics.registry)
+    @property
+    def metrics_registry(self) -> CollectorRegistry:
+        """The worker's metrics."""
+        return self._workers.metrics.registry
 
     @contextlib.asynccontextmanager
     async def _running(self) -> AsyncIterator[None]:

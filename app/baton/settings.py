@@ -21,7 +21,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, NoDecode, SettingsConfigDict
 
-from . import database_entries, model_entries, webhook_addresses
+from . import cores, database_entries, model_entries, webhook_addresses
 from .database_entries import DatabaseEntry
 from .dsn.connection_strings import Dsn
 from .errors import ConfigurationError
@@ -98,6 +98,13 @@ class Settings(BaseSettings):
     )
     with_worker: bool = Field(
         False, description="Run a worker in the process of a pod, for small deployments: `baton serve --with-worker`"
+    )
+    processes: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="Number of processes that `baton serve` or `baton worker` runs, each a pod or a worker of its own; "
+        "`auto` is one for each core. Limits of pods and workers hold for each process",
     )
     path_prefix: str = Field(
         "",
@@ -582,6 +589,16 @@ class Settings(BaseSettings):
     def _is_one_word(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and value.get_secret_value() and not _WORD.fullmatch(value.get_secret_value()):
             raise ValueError("it must be printable ASCII characters without spaces or line breaks")
+        return value
+
+    @field_validator("processes", mode="before")
+    @classmethod
+    def _is_a_number_or_auto(cls, value: Any) -> Any:
+        text = value.strip() if isinstance(value, str) else ""
+        if text == "auto":
+            return min(cores.available(), 256)
+        if text and not re.fullmatch(r"-?[0-9]{1,9}", text):
+            raise ValueError("it must be a number of processes, or auto")
         return value
 
     @field_validator("database_url", "listen_database_url")

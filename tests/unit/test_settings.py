@@ -11,7 +11,7 @@ import pytest
 from pydantic import AliasChoices, SecretStr
 from tools.settings_page import PAGE, page
 
-from baton import model_entries
+from baton import cores, model_entries
 from baton.errors import ConfigurationError
 from baton.generators.registry import load_generators
 from baton.settings import Settings
@@ -89,6 +89,15 @@ def test_an_invalid_setting_gets_a_message_that_names_it(
 @pytest.mark.parametrize("name", ["a", "pod-a", "x" * 100, "pod ~ !"])
 def test_a_name_fits_into_a_header(name: str) -> None:
     assert Settings.load(pod_name=name, worker_name=name).pod_name == name
+
+
+def test_the_number_of_processes_may_be_that_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings.load().processes == 1
+    monkeypatch.setenv("BATON_PROCESSES", "auto\n")
+    assert Settings.load().processes == cores.available()
+    assert Settings.load(processes="3").processes == 3
+    with pytest.raises(ConfigurationError, match="BATON_PROCESSES: it must be a number of processes, or auto"):
+        Settings.load(processes="all")
 
 
 def test_a_lease_outlasts_three_heartbeats() -> None:

@@ -84,4 +84,4 @@ async def readyz(request: Request) -> AsgiResponse:
 async def metrics(request: Request) -> AsgiResponse:
     """Return the metrics in Prometheus' text format."""
     pod = pod_of(request)
-    return Response(pod.render_metrics(), media_type="text/plain; version=0.0.4", headers=common_headers(request))
+    return Response(await pod.render_metrics(), media_type="text/plain; version=0.0.4", headers=common_headers(request))

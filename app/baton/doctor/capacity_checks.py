@@ -59,13 +59,16 @@ async def room(case: Case) -> AsyncIterator[Finding]:
 
 
 async def connections(case: Case) -> AsyncIterator[Finding]:
-    """Is there room for one more pod and one more worker?"""
+    """Is there room for one more `baton serve` and one more `baton worker`, with all processes of each?"""
     row = await case.row(_CONNECTIONS)
+    processes = case.settings.processes
     pod = case.settings.database_pool_size + POD_CONNECTIONS
     worker = WORKER_CONNECTIONS
     worker += END_HOOK_CONNECTIONS if case.settings.on_end else 0
     worker += WEBHOOK_CONNECTIONS if case.settings.webhook_secrets else 0
     needed = f"With these settings a pod uses up to {pod} connections, a worker {worker}."
+    if processes > 1:
+        needed = f"{needed[:-1]}, and a command {processes} times that (BATON_PROCESSES)."
     advice = f"{needed} Raise the limit, lower BATON_DATABASE_POOL_SIZE, or use a connection pooler."
     limits = [
         ("server", row["most"] - row["reserved"], row["used"]),
@@ -74,7 +77,7 @@ async def connections(case: Case) -> AsyncIterator[Finding]:
     # A negative limit means no limit.
     what, most, used = min((item for item in limits if item[1] >= 0), key=lambda item: item[1] - item[2])
     found = f"{used} of the {most} connections that this {what} allows to ordinary roles are in use."
-    if most - used < pod + worker:
+    if most - used < processes * (pod + worker):
         yield error("connections_insufficient", found, advice)
     elif used > _NEAR_LIMIT * most:
         yield warning("connections_near_limit", found, advice)

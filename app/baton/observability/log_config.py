@@ -47,11 +47,13 @@ def configure(
         handler.setFormatter(json_formatter(project=project, **process))
     else:
         colors = at_terminal and terminal.color_system is not None
-        handler.setFormatter(text_formatter(colors=colors, lines=at_terminal))
+        # A terminal shows one command. Only if that has several processes, each line says which.
+        number = {name: process[name] for name in ("process",) if name in process}
+        handler.setFormatter(text_formatter(colors=colors, lines=at_terminal, process=number))
     handler.addFilter(ContextFilter())
-    number = logging.getLevelNamesMapping()[level.upper()]
-    logging.basicConfig(level=max(number, logging.INFO), handlers=[handler], force=True)
-    logging.getLogger("baton").setLevel(number)
+    least = logging.getLevelNamesMapping()[level.upper()]
+    logging.basicConfig(level=max(least, logging.INFO), handlers=[handler], force=True)
+    logging.getLogger("baton").setLevel(least)
     for chatty in _CHATTY:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     logging.captureWarnings(True)

@@ -62,12 +62,14 @@ def json_formatter(*, project: str | None = None, **process: str) -> logging.For
     return _JsonFormatter(project, process)
 
 
-def text_formatter(*, colors: bool = False, lines: bool = False) -> logging.Formatter:
+def text_formatter(
+    *, colors: bool = False, lines: bool = False, process: Mapping[str, str] | None = None
+) -> logging.Formatter:
     """Return a formatter that writes each record as one line of text.
 
-    `lines`: keep the lines of tracebacks, for terminals.
+    `lines`: keep the lines of tracebacks, for terminals. `process`: fields that each line has about the process.
     """
-    return _TextFormatter(colors=colors, lines=lines)
+    return _TextFormatter(colors=colors, lines=lines, process=process or {})
 
 
 class _JsonFormatter(logging.Formatter):
@@ -96,8 +98,9 @@ class _JsonFormatter(logging.Formatter):
 
 
 class _TextFormatter(logging.Formatter):
-    def __init__(self, *, colors: bool, lines: bool) -> None:
+    def __init__(self, *, colors: bool, lines: bool, process: Mapping[str, str]) -> None:
         super().__init__()
+        self._process = process
         self._colors = colors
         self._lines = lines
 
@@ -120,7 +123,7 @@ class _TextFormatter(logging.Formatter):
             self._bracketed(escaped(record.name)),
             *(
                 f"{self._styled(_CYAN, escaped(name))}={self._styled(_MAGENTA, _shown(value))}"
-                for name, value in fields.items()
+                for name, value in {**fields, **self._process}.items()
             ),
         ]
         return " ".join(filter(None, parts)).rstrip(" ")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from prometheus_client import CollectorRegistry
+
 
 class Companion(Protocol):
     """Leaves before the pod does, so that viewers see what it still writes."""
@@ -22,5 +24,6 @@ class Companion(Protocol):
     async def wait(self, timeout_seconds: float) -> None:
         """Wait until it has left, or this time has passed."""
 
-    def render_metrics(self) -> bytes:
-        """Return its metrics in Prometheus' text format."""
+    @property
+    def metrics_registry(self) -> CollectorRegistry:
+        """Its metrics."""

@@ -9,6 +9,8 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from typing import Final, Self
 
+from prometheus_client import generate_latest
+
 from ..auth.gate import Authenticate, Gate
 from ..db import pod_rows, worker_rows
 from ..db.pod_rows import Note, PodState
@@ -26,6 +28,7 @@ from .companion import Companion
 from .request_bodies import RequestBodies
 from .shard import Shard
 from .shards import Shards
+from .siblings import Siblings
 from .stream_timeouts import OpenStreams
 from .subscriber_limits import SubscriberLimits
 from .tcp_limits import TcpLimits
@@ -75,6 +78,7 @@ class Pod:
         self.append_targets = AppendTargets()
         self.recent_answers = RecentAnswers(ANSWER_SECONDS)
         self.companion: Companion | None = None
+        self.siblings: Siblings | None = None
         self.draining = False
         self.broken = False
         self.before_joining: Callable[[], None] = _nothing  # called when a client is about to follow or to wait
@@ -206,9 +210,17 @@ class Pod:
         """Whether a part of the process has ended by itself."""
         return self.broken or (self.companion is not None and self.companion.failed)
 
-    def render_metrics(self) -> bytes:
-        """Return the metrics of the process in Prometheus' text format."""
-        return self.metrics.render() + (b"" if self.companion is None else self.companion.render_metrics())
+    @property
+    def is_alone(self) -> bool:
+        """Whether the process has no other part, and its command no other process."""
+        return self.companion is None and self.siblings is None
+
+    async def render_metrics(self) -> bytes:
+        """Return the metrics of the process in Prometheus' text format, or those of all processes of its command."""
+        if self.siblings is not None:
+            return await self.siblings.render_metrics()
+        beside = b"" if self.companion is None else generate_latest(self.companion.metrics_registry)
+        return self.metrics.render() + beside
 
     def _note(self, shard: Shard) -> Note:
         return Note(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections.abc import Callable
 from types import FrameType
 from typing import Final
 
@@ -25,11 +26,18 @@ GIVE_UP_SECONDS: Final = 1
 
 
 class DrainingServer(uvicorn.Server):
-    """A uvicorn server that drains the pod on the first signal, and ends at once on the second."""
+    """A uvicorn server that drains the pod on the first signal, and ends at once on the second.
 
-    def __init__(self, config: uvicorn.Config, pod: Pod) -> None:
+    `on_serving` is called when it accepts connections.
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, pod: Pod, on_serving: Callable[[DrainingServer], None] | None = None
+    ) -> None:
         super().__init__(config)
-        self._pod = pod
+        self.pod = pod
+        self._on_serving = on_serving
+        self._signals = 0
         self._drain: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
 
@@ -37,16 +45,19 @@ class DrainingServer(uvicorn.Server):
         """Begin to accept, and then log the address: clients may connect as soon as they see it."""
         await super().startup(sockets)
         for listening in (sockets or [])[:1]:
-            logger.info("Pod %s serves on http://%s:%d", self._pod.settings.pod_name, *listening.getsockname()[:2])
+            logger.info("Pod %s serves on http://%s:%d", self.pod.settings.pod_name, *listening.getsockname()[:2])
+        if self._on_serving is not None:
+            self._on_serving(self)
 
     async def on_tick(self, counter: int) -> bool:
         """End the connections whose clients take too long. uvicorn calls this ten times a second.
 
-        If a pod or the worker in its process fails, the other part would hide it: so both leave.
+        If a pod or the worker in its process fails, the other part would hide it: so both leave. So does one process of
+        several, which its parent replaces.
         """
-        self._pod.tcp_limits.sweep()
-        if self._pod.companion is not None and self._pod.failed and self._drain is None:
-            self._drain = asyncio.create_task(self._drain_and_exit())
+        self.pod.tcp_limits.sweep()
+        if self.pod.failed and not self.pod.is_alone:
+            self.leave()
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -71,14 +82,21 @@ class DrainingServer(uvicorn.Server):
         del sig, frame
         self._loop.call_soon_threadsafe(self._signalled)
 
-    def _signalled(self) -> None:
+    def leave(self) -> None:
+        """Begin to drain, unless it does already. A parent process asks for it; its wish is no signal."""
         if self._drain is None:
             self._drain = asyncio.create_task(self._drain_and_exit())
-        else:
-            self.should_exit = self.force_exit = True
-            if self._pod.companion is not None:
-                self._pod.companion.leave()
+
+    def hurry(self) -> None:
+        """End at once."""
+        self.should_exit = self.force_exit = True
+        if self.pod.companion is not None:
+            self.pod.companion.leave()
+
+    def _signalled(self) -> None:
+        self._signals += 1
+        self.leave() if self._signals == 1 else self.hurry()
 
     async def _drain_and_exit(self) -> None:
-        await self._pod.drain()
+        await self.pod.drain()
         self.should_exit = True

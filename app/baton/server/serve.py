@@ -8,6 +8,7 @@ import logging
 import math
 import resource
 import socket
+from collections.abc import Callable
 from typing import Final
 
 import uvicorn
@@ -29,17 +30,25 @@ SHUTDOWN_SECONDS: Final = 5
 OTHER_FILES: Final = 64
 
 
-async def serve(settings: Settings) -> None:
+async def serve(
+    settings: Settings,
+    listening: socket.socket | None = None,
+    on_serving: Callable[[DrainingServer], None] | None = None,
+) -> None:
     """Serve a pod until a signal ends it. With `with_worker`, a worker runs beside it.
+
+    `listening`: a socket that is bound already, in place of the address in the settings. `on_serving` gets the server
+    when it accepts connections.
 
     Raises:
         ConfigurationError: a setting, the address or the database is wrong.
-        SystemExit: the pod or the worker beside it has failed; the exit code is 1.
+        SystemExit: the pod has failed and is not alone, or the worker beside it has; the exit code is 1.
     """
     settings = within_open_files(settings)
     app = create_app(settings, on_signals=False)
     # uvicorn would bury a configuration error in a traceback, so the lifespan is entered here.
-    with contextlib.closing(bind(settings.host, settings.port, settings.write_timeout_seconds)) as listening:
+    listening = listening or bind(settings.host, settings.port, settings.write_timeout_seconds)
+    with contextlib.closing(listening):
         if settings.demo and not is_loopback(listening):
             raise ConfigurationError(
                 "BATON_DEMO serves a page that kills pods and workers: set BATON_HOST=127.0.0.1, or unset BATON_DEMO."
@@ -50,8 +59,8 @@ async def serve(settings: Settings) -> None:
             collect_seldom()
             pod: Pod = app.state.pod
             with accepting_many(listening) as sockets:
-                await DrainingServer(uvicorn_config(app, pod), pod).serve(sockets=sockets)
-    if pod.companion is not None and pod.failed:
+                await DrainingServer(uvicorn_config(app, pod), pod, on_serving).serve(sockets=sockets)
+    if pod.failed and not pod.is_alone:
         raise SystemExit(1)
 
 

@@ -77,9 +77,9 @@ def test_silent_streams_are_counted_when_prometheus_asks() -> None:
 
 def test_a_worker_serves_its_metrics_at_the_configured_address() -> None:
     metrics = WorkerMetrics(7)
-    with exposed(metrics, "127.0.0.1", None) as url:
+    with exposed(metrics.registry, "127.0.0.1", None) as url:
         assert url is None
-    with exposed(metrics, "127.0.0.1", 0) as url:
+    with exposed(metrics.registry, "127.0.0.1", 0) as url:
         assert url is not None
         with urllib.request.urlopen(url) as answer:
             assert b"baton_worker_concurrency 7.0" in answer.read()
@@ -90,6 +90,6 @@ def test_a_worker_serves_its_metrics_at_the_configured_address() -> None:
 def test_an_unavailable_address_is_reported() -> None:
     with (
         pytest.raises(ConfigurationError, match=r"BATON_WORKER_METRICS_PORT: cannot listen on 203\.0\.113\.1:9"),
-        exposed(WorkerMetrics(), "203.0.113.1", 9),
+        exposed(WorkerMetrics().registry, "203.0.113.1", 9),
     ):
         pass

@@ -1,4 +1,4 @@
-"""Serves a worker's metrics over HTTP, from a thread of its own: the event loop is for the tokens."""
+"""Serves the metrics of workers over HTTP, from a thread of its own: the event loop is for the tokens."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
-from prometheus_client import start_http_server
+from prometheus_client import CollectorRegistry, start_http_server
 
 from ...errors import ConfigurationError
-from .worker_metrics import WorkerMetrics
 
 logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def exposed(metrics: WorkerMetrics, host: str, port: int | None) -> Iterator[str | None]:
+def exposed(registry: CollectorRegistry, host: str, port: int | None) -> Iterator[str | None]:
     """Serve the metrics at `/metrics` if `port` is given (0 picks a free one); yield the URL.
 
     Raises:
@@ -25,7 +24,7 @@ def exposed(metrics: WorkerMetrics, host: str, port: int | None) -> Iterator[str
         yield None
         return
     try:
-        server, thread = start_http_server(port, host, metrics.registry)
+        server, thread = start_http_server(port, host, registry)
     except OSError as error:
         raise ConfigurationError(
             f"BATON_WORKER_METRICS_PORT: cannot listen on {host}:{port}: {error.strerror or error}."
