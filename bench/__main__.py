@@ -24,6 +24,7 @@ from .machine import described
 from .missing import Missing
 from .native import compiled
 from .peers import Peer
+from .peers.bare import Bare
 from .peers.baton import Baton, with_window
 from .peers.by_hand import ByHand
 from .peers.durable_streams import DurableStreams
@@ -37,6 +38,7 @@ from .workloads import Workload, all_workloads, quick_workloads
 PEERS: Final[tuple[Peer, ...]] = (
     Baton(),
     with_window(2),
+    Bare(),
     Nchan(),
     ResumableStream(),
     ByHand(),

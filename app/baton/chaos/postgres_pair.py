@@ -60,6 +60,12 @@ class PostgresPair:
             primary.terminate()
             standby.terminate()
 
+    @property
+    def standby_dsn(self) -> str:
+        """Where the standby is. There must be one."""
+        assert self._standby is not None
+        return self._standby.dsn
+
     async def detach_standby(self) -> None:
         """Stop the replication: the standby receives nothing more."""
         assert self._standby is not None

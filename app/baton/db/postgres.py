@@ -32,7 +32,7 @@ QUERY_SECONDS: Final = 10.0
 _FULL_RETRY_SECONDS: Final = 10
 _STATEMENT_CACHE_SIZE: Final = 100
 _AS_CONNECTING: Final = -1.0
-_BY_INDEX: Final = "SET enable_seqscan = off"
+_BY_INDEX: Final = "SET enable_seqscan = off; SET plan_cache_mode = force_generic_plan"
 
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
@@ -70,7 +70,9 @@ async def connect(
     """Open one connection. Without `prepare` it uses no named prepared statements, which a pooler would lose.
 
     `by_index`: never scan a whole table that has an index. Plans are kept, and one that was made while a table was
-    small would scan it until the next vacuum, however large it has become. Without `prepare` each execution is planned.
+    small would scan it until the next vacuum, however large it has become. So no plan depends on a statement's
+    arguments, and each is made once: planning the end of a stream takes longer than executing it. Without `prepare`
+    each execution is planned.
 
     `command_timeout_seconds` is by default the same as `timeout_seconds`, which bounds connecting. None means no limit.
 

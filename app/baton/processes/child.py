@@ -102,7 +102,7 @@ async def _work(settings: Settings, link: ParentLink) -> None:
     def attach(working: Workers) -> None:
         def leave() -> None:
             # One that has no row yet has claimed nothing, and may wait for the database for long.
-            if working.lease.worker_id is None:
+            if all(worker.lease.worker_id is None for worker in working.all):
                 link.abandon()
             else:
                 working.leave()

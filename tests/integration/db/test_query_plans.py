@@ -284,6 +284,27 @@ async def test_an_append_looks_up_its_streams_by_their_key(dsn: str) -> None:
         assert kinds["stream"] == "Index Scan"
 
 
+async def test_a_worker_plans_each_append_once(dsn: str) -> None:
+    """Otherwise Postgres may plan the end of each stream, which takes longer than executing it."""
+    async with connected(dsn) as filling:
+        names = await in_use(filling)
+        running = UUID(names["$running"])
+    connection = await connect(dsn, by_index=True)
+    for seq in range(10, 20):
+        await append_at(connection, running, seq)
+        await append_at(connection, running, seq, Outcome.cancelled())  # its place is taken
+    planned = await connection.fetchval(
+        "SELECT sum(custom_plans) FROM pg_prepared_statements WHERE statement LIKE '%INSERT INTO baton.batch%'"
+    )
+    assert planned == 0
+    await connection.close()
+
+
+async def append_at(connection: Connection, stream_id: UUID, seq: int, outcome: Outcome | None = None) -> None:
+    events = outcome.encode() if outcome else encode_text("x")
+    await event_log.append(connection, [Append(stream_id, 1, seq, seq, events, outcome)])
+
+
 async def append(
     connection: Connection, ids: list[UUID], outcome: Outcome | None = None, *, saving: bool = False
 ) -> None:
