@@ -119,7 +119,7 @@ def main() -> None:
     """Measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, default=10, help="how many are erased for each delay")
-    parser.add_argument("--delays", type=float, nargs="+", default=[0, 0.2, 2], help="recovery_min_apply_delay, seconds")
+    parser.add_argument("--delays", type=float, nargs="+", default=[0, 0.2, 2], help="recovery_min_apply_delay, s")
     parser.add_argument("--batches", type=int, default=2000, help="in the log that is replayed")
     parser.add_argument("--times", type=int, default=50, help="how often it is replayed")
     given = parser.parse_args()

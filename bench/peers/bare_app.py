@@ -1,7 +1,7 @@
 """Baton's design and nothing else: a producer that INSERTs batches and NOTIFYs, and a pod that relays them.
 
 It has the numbering, the flush window and the order of Baton (commit, then announce), on one loop for each process. It
-has no queue, no claims or fences, no limits, no signatures, no metrics, no middleware, no second attempt at anything: it
+has no queue, no claims or fences, no limits, no signatures, no metrics, no middleware, no second attempt. So it
 is the least that such a design costs in Python with the same driver and the same loop, and nothing to run.
 """
 
@@ -79,7 +79,9 @@ class Producer:
 
 
 def payloads(batches: list[Batch]) -> list[str]:
-    made, current, size = [], [], 0
+    made: list[str] = []
+    current: list[str] = []
+    size = 0
     for stream, first, last, events in batches:
         record = f"{stream.hex} {first} {last} {len(events)}\n{events.decode()}"
         if current and size + len(record) > PAYLOAD_BYTES:
@@ -99,7 +101,8 @@ class Pod:
 
     async def respond(self, transport: asyncio.Transport, path: str, _body: bytes) -> None:
         transport.write(
-            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n"
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+            b"Cache-Control: no-store\r\nConnection: close\r\n\r\n"
         )
         stream = uuid.UUID(path[1:])
         viewers = self._viewers[stream.hex]
@@ -107,7 +110,8 @@ class Pod:
         for first, last, events in await self._pool.fetch(READ, stream, 0):
             self._give(viewers, transport, first, last, encode(first, events.decode()), ends=events.endswith(END))
 
-    def hear(self, _connection: object, _pid: int, _channel: str, payload: str) -> None:
+    def hear(self, _connection: object, _pid: int, _channel: str, content: object) -> None:
+        payload = str(content)
         at = 0
         while at < len(payload):
             stream, first, last, length = payload[at : (end := payload.index("\n", at))].split(" ")

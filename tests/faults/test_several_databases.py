@@ -52,12 +52,11 @@ async def entries(postgres: str, template: str, breakable: BreakablePostgres) ->
 
 @contextlib.asynccontextmanager
 async def two_pods(entries: dict[str, Any]) -> AsyncIterator[tuple[Cluster, list[RunningPod]]]:
-    """Two pods, and a worker for each database."""
+    """Two pods and a worker, on both databases."""
     async with Cluster(entries["sound"]["url"], entries) as cluster:
         pods = [await cluster.pod(**SETTINGS) for _ in range(2)]
-        for entry in entries.values():
-            generators: Any = {"replay": counting}
-            await cluster.worker(generators, databases={}, database_url=entry["url"])
+        generators: Any = {"replay": counting}
+        await cluster.workers(generators)
         yield cluster, pods
 
 

@@ -128,12 +128,16 @@ class Cluster:
         return pod
 
     async def worker(self, generators: Mapping[str, Generator], **given: Any) -> Worker:
+        (worker,) = (await self.workers(generators, **given)).all
+        return worker
+
+    async def workers(self, generators: Mapping[str, Generator], **given: Any) -> Workers:
+        """Start a worker process of all databases."""
         workers = Workers(self.settings(**given), generators)
-        (worker,) = workers.all
-        task = self._working[worker] = asyncio.create_task(workers.run())
+        task = self._working[workers.all[0]] = asyncio.create_task(workers.run())
         self._stack.push_async_callback(ended, task)
         await begun(workers, task)
-        return worker
+        return workers
 
     async def stop_pod(self, pod: RunningPod) -> None:
         """Have a pod leave now; the others are stopped at the end."""

@@ -30,12 +30,6 @@ NO_STREAM = "019a5e2c-0000-7000-8000-000000000007"  # of the first database, if 
 NO_KEY = f"baton_{'0' * 32}_{'0' * 64}"
 
 
-async def workers(many: Cluster) -> None:
-    """Start a worker for each database."""
-    for entry in (many.databases or {}).values():
-        await many.worker(GENERATORS, databases={}, database_url=entry["url"])
-
-
 async def pod(many: Cluster, **given: Any) -> RunningPod:
     return await many.pod(**{"default_generator": "echo", "generators": "echo=tests.support.cluster:echo"} | given)
 
@@ -87,7 +81,7 @@ async def record(databases: dict[str, dict[str, Any]], *lists: tuple[float, dict
 
 
 async def test_streams_are_spread_and_any_pod_has_all_of_them(many: Cluster) -> None:
-    await workers(many)
+    await many.workers(GENERATORS)
     one, other = await pod(many), await pod(many)
     ids = [(await created(many, one))[1]["id"] for _ in range(24)]
     shares = Counter(number_of(UUID(stream_id)) for stream_id in ids)
@@ -124,7 +118,7 @@ async def test_a_key_creates_one_stream_whichever_pod_gets_it(many: Cluster) -> 
 
 
 async def test_the_streams_of_a_chat_are_in_one_database(many: Cluster) -> None:
-    await workers(many)
+    await many.workers(GENERATORS)
     at = await pod(many)
     for chat in ("a", "b", "c", "d"):
         ids = []
@@ -142,7 +136,7 @@ async def test_the_streams_of_a_chat_are_in_one_database(many: Cluster) -> None:
 
 async def test_a_database_that_is_away_takes_only_its_own_streams_with_it(many: Cluster, postgres: str) -> None:
     databases: Any = many.databases
-    await workers(many)
+    await many.workers(GENERATORS)
     at = await pod(many, log_poll_seconds=0.2, pod_heartbeat_seconds=0.5)
     ids = [(await created(many, at))[1]["id"] for _ in range(16)]
     for stream_id in ids:
@@ -215,7 +209,7 @@ async def test_streams_from_before_the_second_database_are_found(many: Cluster) 
         await alone.stop_pod(before)
     # The second database takes new streams since a moment ago.
     await record(databases, (1e9, {0: 1}), (1, {0: 1, 1: 1}))
-    await workers(many)
+    await many.workers(GENERATORS)
     at = await pod(many)
     assert (await whole(many, at, old))["status"] == "completed"
     status, again = await created(many, at, key=key_at(1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -124,7 +125,7 @@ async def test_a_free_place_is_used_at_once_if_a_stream_waits_for_it(dsn: str) -
     async with connected(dsn) as connection:
         await queue_many(connection, 6)
         # No heartbeat and no poll within the test.
-        slow = {"worker_heartbeat_seconds": 60, "lease_seconds": 600, "queue_poll_seconds": 60}
+        slow: Any = {"worker_heartbeat_seconds": 60, "lease_seconds": 600, "queue_poll_seconds": 60}
         async with working(dsn, worker_concurrency=2, **slow) as worker:
             await until_all_completed(connection, 6)
             await until(lambda: not worker.claiming.limited)
