@@ -31,7 +31,6 @@ class Claiming:
         self._groups = deque[Sequence[str]]([unlimited] if unlimited else [])
         self._groups.extend([name] for name in limited)
         self.watermark = QueueWatermark()  # of the streams that this worker can serve
-        self.limited = True  # the last claim may have left streams in line for want of room, or is not over
 
     def forget(self) -> None:
         """Look at the whole queue again, since another server may have taken over."""
@@ -39,17 +38,14 @@ class Claiming:
 
     async def claim(self, connection: Connection) -> None:
         """Claim as many queued streams as there are free slots, and start them."""
-        self.limited = True
         if self._slots.free <= 0 or self._slots.free_bytes <= 0:
             return
         if self.watermark.due:
             await self.watermark.update(lambda since: queue_lines.first(connection, since, self.generators))
         assert self._lease.worker_id is not None
-        limited = False
         for names in self._groups_in_turn():
             free, free_bytes = self._slots.free_for(names[0]), self._slots.free_bytes
             if free <= 0 or free_bytes <= 0:
-                limited = True
                 continue
             claims = await stream_queue.claim(
                 connection,
@@ -61,10 +57,8 @@ class Claiming:
                 max_bytes=free_bytes,
                 continuing=self._continuing,
             )
-            limited = limited or len(claims) >= free or sum(item.input_bytes for item in claims) >= free_bytes
             for item in claims:
                 await self._begin(connection, item)
-        self.limited = limited
 
     def _groups_in_turn(self) -> list[Sequence[str]]:
         """Return the names for each claim: a generator with a limit has a claim of its own, for as many as fit.
