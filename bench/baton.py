@@ -23,6 +23,7 @@ from .workloads import LOADS
 async def run(peer: Baton, load: Load, folder: Path, given: argparse.Namespace) -> Figures:
     """Measure once, on a new database."""
     shape = replace(load.shape(), pods=given.pods, workers=given.workers, slow_commits=given.slow_commits)
+    shape = replace(shape, databases=given.databases)
     async with peer.open(folder, shape) as system:
         pids = (f"{part} {process.pid}" for part, found in system.parts.items() for process in found)
         print("Pids, for a profiler:", ", ".join(pids), file=sys.stderr, flush=True)
@@ -50,6 +51,7 @@ def main() -> None:
     parser.add_argument("--slow-commits", action="store_true", help="commit_delay = 1500, as in W6")
     parser.add_argument("--pods", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--databases", type=int, default=1, help="each a Postgres server of its own")
     parser.add_argument("--turns", type=int, default=1)
     given = parser.parse_args()
     peer = Baton() if given.flush_ms is None else with_window(given.flush_ms)

@@ -24,9 +24,13 @@ async def cluster(
     pods: int = 1,
     workers: int = 1,
 ) -> AsyncIterator[tuple[Cluster, int]]:
-    """Start pods and workers for `count` streams each, with `further` settings; yield them and the first pod's port."""
+    """Start pods and workers for `count` streams each, with `further` settings; yield them and the first pod's port.
+
+    `dsn` is their database, unless `further` has several.
+    """
+    one = {} if further is not None and "BATON_DATABASES" in further else {"BATON_DATABASE_URL": dsn}
     settings = {
-        "BATON_DATABASE_URL": dsn,
+        **one,
         "BATON_ALLOW_ANONYMOUS": "true",
         "BATON_GENERATORS": "load=bench.load:generate,saving=bench.load:generate_and_save",
         "BATON_WORKER_CONCURRENCY": str(count),

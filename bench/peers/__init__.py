@@ -33,6 +33,7 @@ class Shape:
     pods: int = 1
     workers: int = 1
     slow_commits: bool = False
+    databases: int = 1  # of Baton
 
 
 class System(Protocol):

@@ -15,14 +15,19 @@ from pathlib import Path
 from typing import Final
 
 import httpx2
+import orjson
 import psutil
 from bench.cluster import cluster
 from bench.postgres import postmaster, slow_commits
 from bench.viewers import Target
 
+from baton.db.postgres import connect
 from baton.demo.cluster import Child, Cluster
 from baton.demo.embedded import embedded_postgres
+from baton.schema import numbering
 from baton.schema.migrate import migrate
+from baton.schema.numbering import NumberedDatabase
+from baton.settings import Settings
 
 from . import Shape, http_client
 
@@ -88,22 +93,42 @@ class Baton:
     @contextlib.asynccontextmanager
     async def open(self, folder: Path, shape: Shape) -> AsyncIterator[RunningBaton]:
         """Start Postgres, pods and workers."""
-        with embedded_postgres(folder) as dsn:
-            await migrate(dsn, days_ahead=7)
-            if shape.slow_commits:
-                await slow_commits(dsn)
+        async with contextlib.AsyncExitStack() as stack:
+            places = [folder, *(folder / f"database-{number}" for number in range(1, shape.databases))]
+            for place in places:
+                place.mkdir(exist_ok=True)
+            dsns = [stack.enter_context(embedded_postgres(place)) for place in places]
+            for dsn in dsns:
+                await migrate(dsn, days_ahead=7)
+                if shape.slow_commits:
+                    await slow_commits(dsn)
+            several = {} if shape.databases == 1 else {"BATON_DATABASES": await shared(dsns)}
             # A stream that replaces another one may begin before that one has ended.
             count = shape.streams // shape.workers + shape.streams // 5 + 10
             pool = {"BATON_DATABASE_POOL_SIZE": str(MOST_POOLED // shape.pods)} if shape.pods * 8 > MOST_POOLED else {}
-            further = {**SETTINGS, **pool, **self.settings}
-            running = cluster(dsn, folder, count, further, pods=shape.pods, workers=shape.workers)
+            further = {**SETTINGS, **pool, **several, **self.settings}
+            running = cluster(dsns[0], folder, count, further, pods=shape.pods, workers=shape.workers)
             async with running as (children, _), http_client() as http:
                 parts = {
                     "pod": [psutil.Process(child.pid) for child in children.pods],
                     "worker": [psutil.Process(c.pid) for c in children.children.values() if not c.program.is_pod],
-                    "postgres": [await postmaster(dsn)],
+                    "postgres": [await postmaster(dsn) for dsn in dsns],
                 }
-                yield RunningBaton(dsn, children, http, parts, self.generator)
+                yield RunningBaton(dsns[0], children, http, parts, self.generator)
+
+
+async def shared(dsns: Sequence[str]) -> str:
+    """Let databases share new streams equally, as `baton migrate` does; return the setting that names them."""
+    entries = {f"db{number}": {"url": dsn, "number": number, "weight": 1} for number, dsn in enumerate(dsns)}
+    async with contextlib.AsyncExitStack() as stack:
+        numbered = []
+        for entry in Settings.load(databases=entries).all_databases:
+            connection = await connect(entry.url.get_secret_value(), name="bench")
+            stack.push_async_callback(connection.close)
+            numbered.append(NumberedDatabase(entry, connection))
+        await numbering.number(numbered)
+        await numbering.record_weights(numbered)
+    return orjson.dumps(entries).decode()
 
 
 def with_window(milliseconds: float) -> Baton:

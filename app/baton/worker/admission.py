@@ -40,12 +40,11 @@ class Admission:
         """Look at once: a stream may be due."""
         self._hurried = True
 
-    def note_freed(self, tenant: str) -> bool:
-        """Note that a tenant's stream no longer runs here; return whether another one may wait for that."""
+    def note_freed(self, tenant: str) -> None:
+        """Note that a tenant's stream no longer runs here."""
         if self._most_running is not None:
             self._freed.add(tenant)
             self._hurried = True
-        return self._most_running is not None
 
     async def work(self, connection: Connection) -> bool:
         """Admit what is due, if it is time to look; return whether more may be due."""

@@ -168,12 +168,6 @@ class Room:
     def __bool__(self) -> bool:
         return self.streams > 0 and self.input_bytes > 0
 
-    @property
-    def is_used_up(self) -> bool:
-        """Whether there may be more streams to claim than there was room for."""
-        claims = self.claims or ()
-        return len(claims) >= self.streams or sum(item.input_bytes for item in claims) >= self.input_bytes
-
 
 class Capacity:
     """The capacity of one process."""

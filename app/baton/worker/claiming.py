@@ -33,7 +33,6 @@ class Claiming:
         self._groups = deque[Sequence[str]]([unlimited] if unlimited else [])
         self._groups.extend([name] for name in limited)
         self.watermark = QueueWatermark()  # of the streams that this worker can serve
-        self.limited = True  # the last claim may have left streams in line for want of room, or is not over
 
     def enter(self) -> None:
         """Begin over a new connection."""
@@ -46,21 +45,17 @@ class Claiming:
 
     async def claim(self, connection: Connection) -> None:
         """Claim as many queued streams as there is room for, and start them."""
-        self.limited = True
         groups = self._groups_in_turn()
         if self._share.is_full([names[0] for names in groups]):
             return
         if self.watermark.due:
             await self.watermark.update(lambda since: queue_lines.first(connection, since, self.generators))
-        limited = False
         for names in groups:
             with self._share.room_for(names[0]) as room:
                 if room:
                     room.claims = await self._claim_into(room, connection, names)
-                limited |= room.is_used_up
                 for item in room.claims or ():
                     await self._begin(connection, item)
-        self.limited = limited
 
     async def _claim_into(self, room: Room, connection: Connection, names: Sequence[str]) -> list[Claim]:
         assert self._lease.worker_id is not None

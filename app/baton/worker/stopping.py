@@ -33,11 +33,10 @@ class Stopping(DurableCalls[StopCall, float]):
         """Whether this worker makes calls."""
         return bool(self._stops)
 
-    def hurry(self, generator: str) -> bool:
-        """Look for calls at once: a stream of this generator has ended here. Return whether it can have any."""
+    def hurry(self, generator: str) -> None:
+        """Look for calls at once: a stream of this generator has ended here."""
         if generator in self._stops:
             self._pace.hurry()
-        return generator in self._stops
 
     async def _take(self, connection: Connection, most: int) -> Sequence[StopCall]:
         return await stop_calls.take(connection, list(self._stops), most, LEASE_SECONDS)

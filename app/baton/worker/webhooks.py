@@ -91,11 +91,10 @@ class Webhooks(DurableCalls[WebhookCall, Postponed]):
         """Whether this worker makes calls."""
         return bool(self._keys)
 
-    def hurry(self) -> bool:
-        """Look for calls at once: a stream has ended here. Return whether there can be any."""
+    def hurry(self) -> None:
+        """Look for calls at once: a stream has ended here."""
         if self._keys:
             self._pace.hurry()
-        return bool(self._keys)
 
     async def aclose(self) -> None:
         """Cancel the calls that are being made, and close their connections."""

@@ -315,14 +315,10 @@ class Worker:
         self._upkeep.forget_queue()
 
     def _on_freed(self, claim: Claim) -> None:
-        hurried = (
-            self._stopping.hurry(claim.generator),
-            self._webhooks.hurry(),
-            self._admission.note_freed(claim.tenant),
-        )
-        # Otherwise nobody waits for the place.
-        if any(hurried) or self.claiming.limited or self._leaving:
-            self._wake.set()
+        self._stopping.hurry(claim.generator)
+        self._webhooks.hurry()
+        self._admission.note_freed(claim.tenant)
+        self._wake.set()
 
     def _on_queued(self, payload: str) -> None:
         if payload == notifications.HELD:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
-from typing import Any
 from uuid import UUID
 
 import pytest
@@ -117,32 +116,6 @@ async def test_a_worker_runs_no_more_streams_than_it_has_slots(dsn: str) -> None
         await queue_many(connection, 20)
         await until_all_completed(connection, 20)
     assert most == 3
-
-
-async def test_a_free_place_is_used_at_once_if_a_stream_waits_for_it(dsn: str) -> None:
-    claims = 0
-
-    async with connected(dsn) as connection:
-        await queue_many(connection, 6)
-        # No heartbeat and no poll within the test.
-        slow: Any = {"worker_heartbeat_seconds": 60, "lease_seconds": 600, "queue_poll_seconds": 60}
-        async with working(dsn, worker_concurrency=2, **slow) as worker:
-            await until_all_completed(connection, 6)
-            await until(lambda: not worker.claiming.limited)
-            claim = worker.claiming.claim
-
-            async def counted(connection: Connection) -> None:
-                nonlocal claims
-                claims += 1
-                await claim(connection)
-
-            worker.claiming.claim = counted  # type: ignore[method-assign]
-            await queue(dsn)
-            await notifications.announce_queued(connection)
-            await until_all_completed(connection, 7)
-            await until(lambda: not worker.slots.runs)
-    # For the stream, and not for the place that it has left.
-    assert claims == 1
 
 
 async def test_a_worker_claims_only_inputs_that_it_has_room_for(dsn: str) -> None:

@@ -44,6 +44,7 @@ def test_merging_changes_no_value_and_no_description() -> None:
 
 def test_a_process_that_does_not_answer_is_down_and_says_nothing_else() -> None:
     pod = PodMetrics()
+    pod.of_database("")
     text = rendered([*states({0: True, 1: False}, {0: 0, 1: 4}), *merged({0: collected(pod.registry)})]).decode()
     assert 'baton_process_up{process="1"} 0.0' in text
     assert 'baton_process_replacements_total{process="1"} 4.0' in text

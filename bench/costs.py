@@ -1,0 +1,191 @@
+"""What parts of Baton's work cost, in CPU: `python -m bench.costs` measures it on this machine, in five minutes.
+
+Loads that differ in one thing each give the cost of that thing. Streams of 50 tokens/s put several tokens into a row,
+and streams of 10 put each token into a row of its own; ten streams make as many flushes as 300, with fewer rows; and so
+on. `MEASURED` has the figures that `bench.model` computes with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import asyncpg
+import uvloop
+
+from .peers.baton import Baton
+from .steady import WARM_UP_SECONDS, Crowd, Load, spent
+
+_ROWS: Final = "SELECT count(*) FROM baton.batch"
+# Longer than a measurement: no stream ends in it.
+_LONG: Final = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """CPU by process: in µs, unless it says something else."""
+
+    worker: float
+    postgres: float
+    pod: float
+
+    def __add__(self, other: Parts) -> Parts:
+        return Parts(self.worker + other.worker, self.postgres + other.postgres, self.pod + other.pod)
+
+    def __mul__(self, factor: float) -> Parts:
+        return Parts(self.worker * factor, self.postgres * factor, self.pod * factor)
+
+    @property
+    def total(self) -> float:
+        """All processes together."""
+        return self.worker + self.postgres + self.pod
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What each of these costs, in µs of CPU; `idle` is a share of a core, for each process.
+
+    A row is what one flush writes of one stream, delivered to one viewer. `heard` is a row that a further pod receives
+    and does not follow. A life is a stream's creation, claim, first viewer and end.
+    """
+
+    token: Parts
+    row: Parts
+    flush: Parts
+    life: Parts
+    heard: Parts
+    viewer: float  # a row that a further viewer of the same pod gets
+    idle: Parts
+    rows_per_second: float  # of a stream with more tokens than that, at the default window
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One load, per second."""
+
+    tokens: float
+    rows: float
+    starts: float
+    cpu: Parts  # µs
+
+
+async def measured(load: Load, folder: Path, seconds: float, *, pods: int = 1) -> Measured:
+    """Run a load on a new database."""
+    peer = Baton()
+    async with peer.open(folder, replace(load.shape(), pods=pods)) as system:
+        async with Crowd(system, load).gathered(()) as viewers:
+            await asyncio.sleep(WARM_UP_SECONDS)
+            connection = await asyncpg.connect(system.dsn)
+            rows, before = await connection.fetchval(_ROWS), spent(system)
+            begun = await viewers.report()
+            await asyncio.sleep(seconds)
+            ended, after = await viewers.report(), spent(system)
+            rows = await connection.fetchval(_ROWS) - rows
+            await connection.close()
+    took = ended.at - begun.at
+    each = {part: (after[part] - before[part]) / took * 1e6 for part in after}
+    starts = load.streams / load.life_seconds if load.life_seconds < _LONG else 0
+    return Measured(ended.events / load.viewers / took, rows / took, starts, _parts(each))
+
+
+def _parts(cpu: Mapping[str, float]) -> Parts:
+    return Parts(cpu["worker"], cpu["postgres"], cpu["pod"])
+
+
+def solved(runs: Mapping[str, Measured], viewers: int, pods: int) -> Costs:
+    """Return the costs from the runs `many`, `slow`, `few`, `lives`, `watched`, `pods` and `idle` (see `LOADS`)."""
+    idle = runs["idle"].cpu
+    many, slow, few = (_without(runs[name], idle) for name in ("many", "slow", "few"))
+    flushes = many.rows / LOADS["many"].streams
+    parts = {}
+    for part in ("worker", "postgres", "pod"):
+        parts[part] = _of_three([many, slow, few], part, flushes)
+    token, row, flush = (Parts(*(parts[part][i] for part in ("worker", "postgres", "pod"))) for i in range(3))
+    lives = _without(runs["lives"], idle)
+    base = token * lives.tokens + row * lives.rows + flush * flushes
+    life = _clamped(lives.cpu + base * -1) * (1 / lives.starts)
+    watched = _without(runs["watched"], idle)
+    rest = watched.cpu.pod - token.pod * watched.tokens - (row.pod + flush.pod) * watched.rows
+    more = runs["pods"]
+    without = token * more.tokens + row * more.rows + flush * flushes
+    without += Parts(idle.worker, idle.postgres, pods * idle.pod + (pods - 1) * flush.pod * flushes)
+    heard = _clamped(more.cpu + without * -1) * (1 / (more.rows * (pods - 1)))
+    return Costs(
+        token,
+        row,
+        flush,
+        life,
+        Parts(0, heard.postgres, heard.pod),
+        max(0.0, rest / (watched.rows * (viewers - 1))),
+        idle * 1e-6,
+        flushes,
+    )
+
+
+def _of_three(runs: list[Measured], part: str, flushes: float) -> tuple[float, float, float]:
+    """Solve tokens·t + rows·r + flushes·f = CPU for the three runs, which have as many flushes."""
+    many, slow, few = runs
+    cpu = [getattr(run.cpu, part) for run in runs]
+    # Without `few`, which has hardly any rows, the flush would be lost in the noise of the others.
+    flush = max(0.0, (cpu[2] - few.rows / many.rows * cpu[0]) / (flushes * (1 - few.rows / many.rows)))
+    first, second = cpu[0] - flush * flushes, cpu[1] - flush * flushes
+    determinant = many.tokens * slow.rows - slow.tokens * many.rows
+    token = (first * slow.rows - second * many.rows) / determinant
+    row = (many.tokens * second - slow.tokens * first) / determinant
+    if token < 0:
+        return 0.0, first / many.rows, flush
+    return token, max(0.0, row), flush
+
+
+def _without(run: Measured, idle: Parts) -> Measured:
+    return replace(run, cpu=_clamped(run.cpu + idle * -1))
+
+
+def _clamped(parts: Parts) -> Parts:
+    return Parts(max(0.0, parts.worker), max(0.0, parts.postgres), max(0.0, parts.pod))
+
+
+LOADS: Final = {
+    "many": Load(300, 50, life_seconds=_LONG),
+    "slow": Load(300, 10, life_seconds=_LONG),
+    "few": Load(10, 50, life_seconds=_LONG),
+    "lives": Load(300, 50, life_seconds=20),
+    "watched": Load(1, 200, viewers=500, life_seconds=_LONG),
+    "pods": Load(300, 50, life_seconds=_LONG),
+    "idle": Load(1, 0.1, life_seconds=_LONG),
+}
+PODS: Final = 8
+
+MEASURED: Final = Costs(
+    token=Parts(4.6, 0.0, 0.4),
+    row=Parts(10.8, 6.4, 16.8),
+    flush=Parts(1250, 620, 440),
+    life=Parts(1800, 3400, 4400),
+    heard=Parts(0, 0.9, 3.1),
+    viewer=9.7,
+    idle=Parts(0.012, 0.007, 0.003),
+    rows_per_second=22,
+)
+
+
+def main() -> None:
+    """Measure, and print the costs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=10, help="how long each load is measured")
+    given = parser.parse_args()
+    runs = {}
+    for name, load in LOADS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            pods = PODS if name == "pods" else 1
+            runs[name] = uvloop.run(measured(load, Path(folder), given.seconds, pods=pods))
+        print(f"{name}: {runs[name]}", flush=True)
+    print(solved(runs, LOADS["watched"].viewers, PODS))
+
+
+if __name__ == "__main__":
+    main()
