@@ -148,7 +148,7 @@ async def test_a_database_that_dies_pauses_its_own_streams_only(
 
 async def test_a_database_that_hangs_takes_no_slot_from_the_others(databases: Entries, shaky: Proxy) -> None:
     ids = [await queue(databases["a"]["url"]) for _ in range(5)]
-    async with working_for(databases, answer, worker_concurrency=1, lease_seconds=60) as workers:
+    async with working_for(databases, answer, worker_concurrency=1, lease_seconds=600) as workers:
         await until(lambda: all(claims_in(workers).values()))
         shaky.stall()
         ids += [await queue(databases["a"]["url"]) for _ in range(5)]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
+import signal
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -20,8 +23,10 @@ from tests.support.logbook import (
     row,
     text,
     until,
+    until_tail,
     working_for,
 )
+from tests.support.processes import environment, running
 
 from baton.errors import ConfigurationError, DatabaseUnreachable
 from baton.generators import GenerationRequest
@@ -148,6 +153,25 @@ async def test_leaving_hands_streams_over_in_all_databases(databases: Entries) -
         async with connected(entry["url"]) as connection:
             stream = await row(connection, ids[name])
             assert (stream.status, stream.attempts) == ("queued", 0)
+            assert await connection.fetchval("SELECT count(*) FROM baton.worker") == 0
+
+
+async def test_the_command_serves_all_databases_until_a_signal(databases: Entries) -> None:
+    names = environment(
+        BATON_DATABASES=json.dumps(databases), BATON_LOG_FORMAT="json", BATON_WORKER_DRAIN_SECONDS="600"
+    )
+    ids = {name: await queue(entry["url"], generator="replay", may_continue=True) for name, entry in databases.items()}
+    async with running("worker", env=names) as worker, contextlib.AsyncExitStack() as stack:
+        connections = {
+            name: await stack.enter_async_context(connected(entry["url"])) for name, entry in databases.items()
+        }
+        for name, connection in connections.items():
+            await worker.said(f'is ready for .*"database":"{name}"')
+            await until_tail(connection, ids[name], 1)
+        worker.signal(signal.SIGTERM)
+        assert await worker.ends() == 0
+        for name, connection in connections.items():
+            assert (await row(connection, ids[name])).status == "queued"
             assert await connection.fetchval("SELECT count(*) FROM baton.worker") == 0
 
 
