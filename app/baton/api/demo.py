@@ -15,10 +15,11 @@ from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..db import notifications, worker_rows
+from ..db import worker_rows
 from ..db.notifications import KILL_CHANNEL, KILL_WORKER_CHANNEL
 from ..db.postgres import translated
 from ..errors import Forbidden
+from ..hints import hint
 from . import pages
 from .request import AsgiResponse, common_headers, json_answer, parse_stream_id, pod_of
 from .request_body import parse_json, read_body
@@ -53,8 +54,7 @@ async def kill(request: Request) -> AsgiResponse:
     _require_own_page(request)
     wanted = validated(Kill, parse_json(await read_body(request)))
     pod = pod_of(request)
-    async with translated(pod.pool):
-        await notifications.announce_kill(pod.pool, CHANNELS[wanted.role], wanted.name, time.time(), pod.verifier.keys)
+    pod.hints.send(hint.of_kill(CHANNELS[wanted.role], wanted.name, time.time(), pod.verifier.keys))
     return Response(status_code=202, headers=common_headers(request))
 
 

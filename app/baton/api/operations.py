@@ -62,7 +62,7 @@ async def readyz(request: Request) -> AsgiResponse:
         "draining": pod.draining,
         "full": pod.full,
         "disk_full": pod.disk_full,
-        "listener": pod.listener.state.value,
+        "listener": pod.hints.state.value,
     }
     if pod.companion is not None:
         state["worker"] = "ready" if pod.companion.ready else "not ready"

@@ -32,9 +32,7 @@ from ..db import (
 )
 from ..db.fair_pool import FairPool
 from ..db.fair_semaphore import FairSemaphore
-from ..db.listener import Listener, ListenerState
 from ..db.live_counts import LiveCounts
-from ..db.notification_delivery import check_delivery
 from ..db.notifications import EVENTS_CHANNEL, INPUT_CHANNEL, KILL_CHANNEL
 from ..db.pod_rows import Note, PodState
 from ..db.postgres import Connection, Pool, translated
@@ -45,6 +43,8 @@ from ..db.shared_work import RecentAnswers
 from ..db.stream_queue import QueueState
 from ..errors import ConfigurationError, OlderCodeRunning, Unavailable
 from ..generators.registry import configured_names, what_is_missing
+from ..hints import opening
+from ..hints.transport import HintState, Listening, Owner
 from ..observability.metrics import PodMetrics
 from ..settings import Settings
 from ..version import __version__
@@ -71,6 +71,8 @@ LOOK_SECONDS: Final = 15
 QUEUE_SECONDS: Final = 0.5
 # When to ask again whether older code runs: a roll-out takes minutes.
 OLDER_CODE_SECONDS: Final = 30
+# How long a pod that leaves waits until its last hints are sent.
+SETTLE_SECONDS: Final = 1.0
 # How long a console's response is reused: consoles ask more often than this, and all ask the same.
 ANSWER_SECONDS: Final = 1
 
@@ -80,7 +82,7 @@ def _nothing() -> None:
 
 
 class Pod:
-    """Pool, relays and listener, wired to each other. Made by `Pod.open`."""
+    """Pool, relays and hints, wired to each other. Made by `Pod.open`."""
 
     def __init__(
         self, settings: Settings, pool: Pool, metrics: PodMetrics, authenticate: Authenticate | None = None
@@ -118,17 +120,14 @@ class Pod:
             window_bytes=settings.relay_window_bytes,
             poll_seconds=settings.log_poll_seconds,
             with_events=settings.notify_payloads,
+            listen=self._listen,
         )
         self.input_hints = InputHints()
-        self.listener = Listener(
-            settings.listen_dsn,
-            {EVENTS_CHANNEL: self.relays.hear, INPUT_CHANNEL: self.input_hints.hear}
-            | ({KILL_CHANNEL: self._on_kill} if settings.demo else {}),
-            on_state=self._on_listener_state,
-            probe_seconds=settings.listen_probe_seconds,
-            connect_seconds=settings.database_timeout_seconds,
-            name="baton pod listen",
-        )
+        handlers = {EVENTS_CHANNEL: self.relays.hear, INPUT_CHANNEL: self.input_hints.hear}
+        if settings.demo:
+            handlers[KILL_CHANNEL] = self._on_kill
+        owner = Owner(handlers, self._on_hint_state, self._on_gap)
+        self.hints = opening.opened(settings, owner, name="baton pod")
         self.streams = OpenStreams(
             sse_keep_alive_seconds=settings.sse_keep_alive_seconds,
             write_timeout_seconds=settings.write_timeout_seconds,
@@ -149,7 +148,7 @@ class Pod:
         self.read_rates = CallerRates(Rate(settings.reads_per_second, settings.reads_burst))
         self.append_rates = CallerRates(Rate(settings.appends_per_second, settings.appends_burst))
         self.recent_answers = RecentAnswers(ANSWER_SECONDS)
-        self.appends = AppendQueue(settings, on_group=metrics.appends.note_group)
+        self.appends = AppendQueue(settings, self.hints, on_group=metrics.appends.note_group)
         self.append_targets = AppendTargets()
         self._has_current_code = False  # no older code can start any more
         self.companion: Companion | None = None
@@ -160,7 +159,7 @@ class Pod:
     @classmethod
     @contextlib.asynccontextmanager
     async def open(cls, settings: Settings, *, authenticate: Authenticate | None = None) -> AsyncIterator[Self]:
-        """Connect, check the schema, and run the pod's tasks: the listener, the polls, the timeouts and the sampler.
+        """Connect, check the schema, and run the pod's tasks: the hints, the polls, the timeouts and the sampler.
 
         `authenticate`: see `Gate`.
 
@@ -180,7 +179,7 @@ class Pod:
             prepare=settings.prepare,
             semaphore=semaphore,
         ) as pool:
-            await check_delivery(settings.listen_dsn, settings.dsn)
+            await opening.check(settings)
             await schema_revision.check_schema(pool)
             pod = cls(settings, pool, metrics, authenticate)
             await pod.gate.open()
@@ -188,7 +187,7 @@ class Pod:
             if default and (sentence := await pod.missing_generator(default)):
                 raise ConfigurationError(f"BATON_DEFAULT_GENERATOR: {sentence}")
             tasks = [
-                asyncio.create_task(pod.listener.run()),
+                asyncio.create_task(pod.hints.run()),
                 asyncio.create_task(pod.verifier.run()),
                 asyncio.create_task(pod.relays.run()),
                 asyncio.create_task(pod.relays.note_watched(settings.watch_interval_seconds)),
@@ -197,7 +196,7 @@ class Pod:
                 asyncio.create_task(pod.watch_queue()),
                 asyncio.create_task(pod.sampler.run()),
                 asyncio.create_task(pod.appends.run()),
-                asyncio.create_task(ExternalUpkeep(settings, pool).run()),
+                asyncio.create_task(ExternalUpkeep(settings, pool, pod.hints).run()),
                 *map(asyncio.create_task, pod.gate.tasks()),
             ]
             for task in tasks:
@@ -207,6 +206,7 @@ class Pod:
             finally:
                 # A client that loses its connection from now on has not left.
                 pod.draining = pod.streams.draining = True
+                await pod.hints.settle(SETTLE_SECONDS)
                 for task in tasks:
                     task.remove_done_callback(pod.on_task_death)
                     task.cancel()
@@ -224,7 +224,7 @@ class Pod:
             and not self.broken
             and not self.full
             and (self.companion is None or self.companion.ready)
-            and self.listener.state is not ListenerState.CONNECTING
+            and self.hints.state is not HintState.CONNECTING
             and silence_seconds < interval_seconds + READY_SILENCE_SECONDS
         )
 
@@ -362,7 +362,7 @@ class Pod:
             self.settings.pod_name,
             __version__,
             self._state(),
-            self.listener.state.value,
+            self.hints.state.value,
             self.subscriber_limits.subscribers,
             self.tcp_limits.connections,
             self.metrics.delivery_seconds.counts,
@@ -387,11 +387,16 @@ class Pod:
         # The counts, and the transaction ids by which they are compared, may have gone back too.
         self.live_counts = LiveCounts()
         self.appends.distrust()
+        self.hints.renew_keys()
 
-    def _on_listener_state(self, state: ListenerState) -> None:
-        self.metrics.listening = state is ListenerState.LISTENING
-        self.metrics.listener_disconnects += state is ListenerState.DEGRADED
+    def _listen(self, stream: str) -> Listening:
+        return self.hints.listen(stream)
+
+    def _on_hint_state(self, state: HintState) -> None:
+        self.metrics.listening = state.arrives
+        self.metrics.listener_disconnects += state is HintState.DEGRADED
         self.verifier.forget()
-        if state is ListenerState.LISTENING:
-            self.relays.catch_up_all()
-            self.input_hints.give_all()
+
+    def _on_gap(self) -> None:
+        self.relays.catch_up_all()
+        self.input_hints.give_all()

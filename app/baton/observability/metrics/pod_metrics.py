@@ -68,7 +68,7 @@ class PodMetrics(Collector):
         self.notifications = 0
         self.unverified_notifications = 0
         self.rejected: dict[Limit, int] = dict.fromkeys(LIMITS, 0)
-        self.listening = False
+        self.listening: bool | None = False  # None: there are no hints
         self.listener_disconnects = 0
         self.pool_connections = 0
         self.pool_idle = 0
@@ -170,7 +170,8 @@ class PodMetrics(Collector):
         )
         yield GaugeMetricFamily("baton_relays", "Streams that this pod follows", self.relays)
         yield GaugeMetricFamily("baton_relay_window_bytes", "Recent events in memory", self.window_bytes)
-        yield GaugeMetricFamily("baton_listener_up", "1 while notifications arrive", int(self.listening))
+        if self.listening is not None:
+            yield GaugeMetricFamily("baton_listener_up", "1 while hints arrive", int(self.listening))
         yield CounterMetricFamily("baton_listener_disconnects", "LISTEN connections lost", self.listener_disconnects)
         yield GaugeMetricFamily("baton_pool_connections", "Connections of the pool", self.pool_connections)
         yield GaugeMetricFamily("baton_pool_idle_connections", "Idle connections of the pool", self.pool_idle)
