@@ -6,6 +6,7 @@ import ipaddress
 import os
 import re
 import socket
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 
 import orjson
@@ -40,11 +41,14 @@ _KID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _TOKEN_SECRET = re.compile(r"[!-~]{32,}")
 # As browsers write it. `null` is no origin, because any page can claim it.
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@A-Z*,]+")
+# The value of BATON_HINTS_URL without any messenger.
+POLL: Final = "poll"
 # Never trimmed: a space at an end of a name is a mistake.
 _NAMES = frozenset({"pod_name", "worker_name"})
 _WORD = re.compile(r"[!-~]+")
 # A token of RFC 9110 without `*`, which could be read as a wildcard.
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'+.^_`|~-]{1,100}")
+_NATS = re.compile(r"(nats|tls)://([^\s/@,]+@)?[^\s/?#@,]+")
 _NUMBER = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?")
 _OUT_OF_RANGE = frozenset({"greater_than", "greater_than_equal", "less_than", "less_than_equal"})
 # Variables of Baton's clients and of `compose.yaml`, and those that Kubernetes sets for each Service.
@@ -68,6 +72,18 @@ class Settings(BaseSettings):
     listen_database_url: SecretStr | None = Field(
         None,
         description="A DSN for LISTEN that bypasses a transaction pooler; the default is `BATON_DATABASE_URL`",
+    )
+    hints_url: SecretStr | None = Field(
+        None,
+        description="What wakes pods and workers. Unset: Postgres, by LISTEN and NOTIFY. `nats://host:4222` or "
+        "`tls://host:4222`: a NATS server, or several, comma-separated. `poll`: nothing; they poll. See [what carries "
+        "the hints](scaling.md#what-carries-the-hints)",
+    )
+    hints_credentials: Path | None = Field(
+        None, description="A file with credentials of NATS (`.creds`), unless the URL has a user and a password"
+    )
+    hints_poll_seconds: float = Field(
+        0.2, ge=0.02, le=10, description="With `BATON_HINTS_URL=poll`: how often pods and workers look for what is new"
     )
     databases: Annotated[dict[str, DatabaseEntry], NoDecode] = Field(
         default_factory=dict,
@@ -609,6 +625,16 @@ class Settings(BaseSettings):
         Dsn.parse(value.get_secret_value())
         return value
 
+    @field_validator("hints_url")
+    @classmethod
+    def _is_messenger(cls, value: SecretStr | None) -> SecretStr | None:
+        text = "" if value is None else value.get_secret_value().strip()
+        if not text:
+            return None
+        if text != POLL and not all(_NATS.fullmatch(server) for server in text.split(",")):
+            raise ValueError("it must be nats://host:4222 or tls://host:4222, or several of these, or poll")
+        return SecretStr(text)
+
     @field_validator("databases", mode="before")
     @classmethod
     def _parse_databases(cls, value: Any) -> Any:
@@ -915,9 +941,24 @@ class Settings(BaseSettings):
         return self.webhook_hosts.union(own)
 
     @property
+    def hints_transport(self) -> Literal["postgres", "nats", "poll"]:
+        """Return what carries the hints."""
+        if self.hints_url is None:
+            return "postgres"
+        return "poll" if self.hints_url.get_secret_value() == POLL else "nats"
+
+    @property
+    def hints_servers(self) -> list[str]:
+        """Return the URLs of the NATS servers."""
+        return [] if self.hints_url is None else self.hints_url.get_secret_value().split(",")
+
+    @property
     def prepare(self) -> bool:
-        """Return whether statements may be prepared. They may not if LISTEN bypasses a pooler that they use."""
-        return self.listen_database_url is None
+        """Return whether statements may be prepared.
+
+        They may not if LISTEN bypasses a pooler that they use, or if a pooler may be why there is no LISTEN.
+        """
+        return self.listen_database_url is None and self.hints_transport != "poll"
 
     @property
     def watchers_known_after_seconds(self) -> float:

@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 from uuid import UUID
 
+from tests.support.hints import sending
+
 from baton.api import content_types
 from baton.db import external_streams
 from baton.db.external_appends import Appended, AppendRequest, ProducerClaim, Refused
@@ -44,7 +46,7 @@ async def opened(dsn: str, **wanted: Any) -> ExternalStream:
 @contextlib.asynccontextmanager
 async def append_queue(dsn: str, **settings: Any) -> AsyncIterator[AppendQueue]:
     """Run a pod's queue of appends."""
-    queue = AppendQueue(Settings(database_url=dsn, **settings))
+    queue = AppendQueue(Settings(database_url=dsn, **settings), sending(dsn, **settings))
     task = asyncio.create_task(queue.run())
     try:
         yield queue

@@ -17,7 +17,6 @@ from ..auth.tokens import Wish
 from ..db import (
     event_log,
     external_streams,
-    notifications,
     rate_buckets,
     retention,
     stream_creation,
@@ -36,13 +35,14 @@ from ..errors import (
     TooManyStreams,
     UnknownGenerator,
 )
+from ..hints import hint
 from ..observability import log_context, tracing
 from ..pod.pod import Pod
 from ..pod.shard import Shard
 from . import across_databases
 from .models import MAX_START_DAYS, CreateStream, Priority
 from .problems import path_of
-from .request import damaged, found, idempotency_key, pod_of, pool_of, principal_of, require_events
+from .request import damaged, found, idempotency_key, pod_of, pool_of, principal_of, require_events, shard_of
 from .request_body import SEND_LESS, readable_bytes
 
 logger = logging.getLogger(__name__)
@@ -172,9 +172,9 @@ async def cancel(request: Request, stream_id: UUID) -> tuple[Stream, bool]:
         await found(request, stream_id)
         where = await stream_ending.request_cancel(pool, stream_id)
         if where == "running":
-            await notifications.announce_cancel(pool, stream_id)
+            shard_of(request, stream_id).hints.send(hint.of_cancel(stream_id))
         elif where is not None:
-            await notifications.announce_change(pool, stream_id)
+            shard_of(request, stream_id).hints.send(hint.of_change(stream_id))
         return await found(request, stream_id), where == "running"
 
 
@@ -189,7 +189,7 @@ async def erase(request: Request, stream_id: UUID) -> None:
         stream = await found(request, stream_id)
         if not await stream_ending.erase(pool, stream_id, stream.tenant):
             raise await retention.absence(pool, stream_id)
-        await notifications.announce_erasure(pool, stream_id)
+        shard_of(request, stream_id).hints.send(*hint.of_erasure(stream_id))
 
 
 def token(request: Request, stream: Stream, wish: Wish) -> tuple[str | None, datetime | None]:
@@ -237,8 +237,7 @@ async def _create_in(request: Request, shard: Shard, new: NewStream, key: Idempo
         pod.metrics.rejected["tenant_streams"] += 1
         raise
     if created:
-        announce = notifications.announce_held if new.held else notifications.announce_queued
-        await announce(shard.pool)
+        shard.hints.send(hint.HELD if new.held else hint.QUEUED)
     return stream, created
 
 

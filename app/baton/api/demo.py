@@ -15,10 +15,11 @@ from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..db import notifications, worker_rows
+from ..db import worker_rows
 from ..db.notifications import KILL_CHANNEL, KILL_WORKER_CHANNEL
 from ..db.postgres import translated
 from ..errors import Forbidden
+from ..hints import hint
 from . import pages
 from .request import AsgiResponse, common_headers, json_answer, parse_stream_id, pod_of, pool_of
 from .request_body import parse_json, read_body
@@ -54,9 +55,7 @@ async def kill(request: Request) -> AsgiResponse:
     wanted = validated(Kill, parse_json(await read_body(request)))
     pod = pod_of(request)
     for shard in pod.shards.open:
-        async with translated(shard.pool):
-            channel, keys = CHANNELS[wanted.role], shard.verifier.keys
-            await notifications.announce_kill(shard.pool, channel, wanted.name, time.time(), keys)
+        shard.hints.send(hint.of_kill(CHANNELS[wanted.role], wanted.name, time.time(), shard.verifier.keys))
     return Response(status_code=202, headers=common_headers(request))
 
 

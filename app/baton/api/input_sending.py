@@ -8,13 +8,14 @@ from uuid import UUID
 
 from starlette.requests import Request
 
-from ..db import inputs, notifications, retention
+from ..db import inputs, retention
 from ..db.inputs import Added
 from ..db.postgres import translated
 from ..db.streams import Stream
 from ..errors import IdempotencyConflict, InboxFull, MessageTooLarge, RequestError, StreamEnded
 from ..events import encode_object
-from .request import found, pod_of, pool_of
+from ..hints import hint
+from .request import found, pod_of, pool_of, shard_of
 from .request_body import readable_bytes
 
 # What becomes of an input that the generator gets: now, or before under the same key.
@@ -52,17 +53,17 @@ async def _added(request: Request, stream_id: UUID, content: bytes, key: str | N
         added = await inputs.add(pool, stream_id, content, key)
         if added.result not in TAKEN:
             raise await refusal(request, stream, added)
-        await announce(request, stream_id, [added])
+        announce(request, stream_id, [added])
     return added
 
 
-async def announce(request: Request, stream_id: UUID, added: Iterable[Added]) -> None:
+def announce(request: Request, stream_id: UUID, added: Iterable[Added]) -> None:
     """Wake the generator of a stream that inputs were added to, after their commit."""
     results = {each.result for each in added}
     if "woken" in results:
-        await notifications.announce_held(pool_of(request, stream_id))
+        shard_of(request, stream_id).hints.send(hint.HELD)
     elif "added" in results:
-        await notifications.announce_input(pool_of(request, stream_id), stream_id)
+        shard_of(request, stream_id).hints.send(hint.of_input(stream_id))
 
 
 async def refusal(request: Request, stream: Stream, added: Added) -> RequestError:

@@ -64,7 +64,7 @@ async def readyz(request: Request) -> AsgiResponse:
         "draining": pod.draining,
         "full": pod.full,
         "disk_full": pod.shards.disk_full,
-        "listener": pod.shards.listener_state.value,
+        "listener": pod.shards.hint_state.value,
     }
     if len(pod.shards) > 1:
         state["databases"] = {shard.database.name: "ready" if shard.ready else "not ready" for shard in pod.shards}

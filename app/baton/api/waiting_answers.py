@@ -100,7 +100,7 @@ async def add_together(request: Request, stream: Stream, given: Sequence[Given],
                 input_sending.require_size(request, content)
                 await input_sending.require_room(request, stream, content, key)
             added = await _added(request, stream, given, check)
-            await input_sending.announce(request, stream.id, added)
+            input_sending.announce(request, stream.id, added)
     except RequestError as error:
         counts.add(error.code)
         raise

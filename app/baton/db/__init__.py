@@ -2,7 +2,7 @@
 
 - Connections: `postgres` (connect, pool, translate errors), `read_committed`, `fair_pool` and `fair_semaphore` (tenants
   share a pool), `reconnecting`, `schema_revision`, `sqlstates`.
-- Notifications: `notifications` (channels, payloads, sending), `signing_keys`, `listener`, `notification_delivery`.
+- Notifications: `notifications` (channels, payloads, NOTIFY), `signing_keys`, `notification_delivery`. See `hints`.
 - Streams: `stream_creation`, `streams` (their rows), `stream_lists`, `live_counts`, `stream_ending` with `end_columns`,
   `retention`.
 - The queue: `stream_queue` (claims), `queue_lines` (the order), `queue_watermark`, `stream_admission` (held streams).

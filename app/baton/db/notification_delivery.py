@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 # A notification must arrive at another session within this time.
 DELIVERY_SECONDS: Final = 5
 
+_IS_READ_ONLY: Final = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean"
+
 
 async def check_delivery(listen_dsn: str, dsn: str) -> None:
     """Check at a start that notifications arrive. If Postgres refuses to send one at the moment, log it and continue.
@@ -30,12 +32,23 @@ async def check_delivery(listen_dsn: str, dsn: str) -> None:
     try:
         await deliver(listen_dsn, dsn)
     except asyncpg.ReadOnlySQLTransactionError as error:
-        raise DatabaseUnreachable(
-            f"The database takes no writes: {error}. It is a standby, or read-only. Name the primary, or all servers "
-            "with target_session_attrs=primary, in BATON_DATABASE_URL and BATON_LISTEN_DATABASE_URL."
-        ) from None
+        raise _takes_no_writes(str(error)) from None
     except asyncpg.PostgresError as error:
         logger.warning("Notifications cannot be sent at the moment: %r", error)
+
+
+async def check_writable(dsn: str) -> None:
+    """Check at a start that the database takes writes, where no notification shows it.
+
+    Raises:
+        ConfigurationError: it does not, or it cannot be reached.
+    """
+    connection = await connect(dsn, name="baton check", prepare=False)
+    try:
+        if await connection.fetchval(_IS_READ_ONLY):
+            raise _takes_no_writes("it is in recovery, or its transactions are read-only")
+    finally:
+        connection.terminate()
 
 
 async def deliver(listen_dsn: str, dsn: str) -> float:
@@ -64,7 +77,8 @@ async def deliver(listen_dsn: str, dsn: str) -> float:
     except TimeoutError:
         raise ConfigurationError(
             f"A notification did not arrive within {DELIVERY_SECONDS} s: the database URL seems to lead through a "
-            "pooler in transaction mode, which loses LISTEN. Set BATON_LISTEN_DATABASE_URL to one that goes around it."
+            "pooler in transaction mode, which loses LISTEN. Set BATON_LISTEN_DATABASE_URL to one that goes around it, "
+            "or BATON_HINTS_URL=poll."
         ) from None
     finally:
         listening.terminate()
@@ -94,6 +108,13 @@ async def session_dsn(dsn: str, listen_dsn: str, *, say: Callable[[str], None]) 
             "its own, for its locks and timeouts. Set BATON_LISTEN_DATABASE_URL to one that goes around it."
         ) from error
     return dsn
+
+
+def _takes_no_writes(reason: str) -> DatabaseUnreachable:
+    return DatabaseUnreachable(
+        f"The database takes no writes: {reason}. It is a standby, or read-only. Name the primary, or all servers "
+        "with target_session_attrs=primary, in BATON_DATABASE_URL and BATON_LISTEN_DATABASE_URL."
+    )
 
 
 async def _is_direct(dsn: str) -> bool:

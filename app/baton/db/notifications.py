@@ -24,21 +24,16 @@ A payload has at most 7,999 bytes. Postgres folds equal payloads of a transactio
 from __future__ import annotations
 
 import hmac
-import logging
 import secrets
 from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 from uuid import UUID
 
-import asyncpg
-
 from ..events import MAX_SEQ
 from . import signing_keys
 from .event_log import Append
-from .postgres import CONNECTION_ERRORS, Connection, Pool
+from .postgres import Connection, Pool
 from .signing_keys import SigningKeys
-
-logger = logging.getLogger(__name__)
 
 EVENTS_CHANNEL: Final = "baton_events"  # pods listen: batches were appended
 QUEUE_CHANNEL: Final = "baton_queue"  # workers listen: a stream was queued
@@ -82,50 +77,6 @@ async def notify(executor: Connection | Pool, channel: str, payloads: Sequence[s
     wait.
     """
     await executor.execute(_NOTIFY, channel, payloads)
-
-
-async def announce_queued(executor: Connection | Pool) -> None:
-    """Make workers claim: streams are in line."""
-    await _try_to_notify(executor, QUEUE_CHANNEL, "")
-
-
-async def announce_held(executor: Connection | Pool) -> None:
-    """Make workers admit, and then claim: streams are queued, and not yet in line (see `stream_admission`)."""
-    await _try_to_notify(executor, QUEUE_CHANNEL, HELD)
-
-
-async def announce_cancel(executor: Connection | Pool, stream_id: UUID) -> None:
-    """Make the stream's worker read its row, which says that the stream must stop."""
-    await _try_to_notify(executor, CANCEL_CHANNEL, stream_id.hex)
-
-
-async def announce_input(executor: Connection | Pool, stream_id: UUID) -> None:
-    """Make the stream's worker, or a pod where its producer waits, read its inputs."""
-    await _try_to_notify(executor, INPUT_CHANNEL, stream_id.hex)
-
-
-async def announce_change(executor: Connection | Pool, stream_id: UUID) -> None:
-    """Make pods read the rest of a stream that was ended by a process other than its worker."""
-    await _try_to_notify(executor, EVENTS_CHANNEL, change_payload(stream_id))
-
-
-async def announce_erasure(executor: Connection | Pool, stream_id: UUID) -> None:
-    """Make pods and the stream's worker find out that a stream was erased."""
-    await _try_to_notify(executor, EVENTS_CHANNEL, erasure_payload(stream_id))
-    await announce_cancel(executor, stream_id)
-
-
-async def announce_kill(executor: Connection | Pool, channel: str, name: str, moment: float, keys: SigningKeys) -> None:
-    """Make a demo's pod or worker kill itself, if it was started before `moment`, in seconds since 1970."""
-    await _try_to_notify(executor, channel, sign(keys, channel, name, stamp_of(moment)))
-
-
-async def _try_to_notify(executor: Connection | Pool, channel: str, payload: str) -> None:
-    """Send a notification after the commit of what it announces. If it cannot be sent, its receivers find it later."""
-    try:
-        await notify(executor, channel, [payload])
-    except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
-        logger.warning("A notification was not sent, so its receivers wait for their next poll: %r", error)
 
 
 async def queue_usage(executor: Connection | Pool) -> float:

@@ -25,11 +25,11 @@ from ..db import event_log, external_appends
 from ..db.event_log import Append
 from ..db.external_appends import Appended, AppendRequest, Refused, Standing, State, Write
 from ..db.external_streams import GENERATOR
-from ..db.notifier import Notifier
 from ..db.postgres import DATA_ERRORS, Connection, connect
 from ..db.reconnecting import FAILURES, keep_connected
 from ..errors import Unavailable
 from ..events import join_lines
+from ..hints.hints import Hints
 from ..observability import stream_end
 from ..outcome import Outcome, Timings
 from ..settings import Settings
@@ -84,16 +84,13 @@ class _Plan:
 class AppendQueue:
     """Appends to external streams. It belongs to a pod, which awaits `run()`; requests await `append`."""
 
-    def __init__(self, settings: Settings, *, on_group: Callable[[int], None] = lambda _streams: None) -> None:
+    def __init__(
+        self, settings: Settings, hints: Hints, *, on_group: Callable[[int], None] = lambda _streams: None
+    ) -> None:
         """`on_group` is called with the number of streams that a statement wrote to."""
         self._settings = settings
         self._on_group = on_group
-        self._notifier = Notifier(
-            settings.dsn,
-            name="baton pod notify",
-            with_events=settings.notify_payloads,
-            prepare=settings.prepare,
-        )
+        self._hints = hints
         self._waiting: deque[_Waiting] = deque()
         self._wake = asyncio.Event()
         self._states: OrderedDict[UUID, State] = OrderedDict()
@@ -116,15 +113,12 @@ class AppendQueue:
     def distrust(self) -> None:
         """Read all states again: the database may have gone back in time."""
         self._states.clear()
-        self._notifier.renew_keys()
 
     async def run(self) -> None:
-        """Write until cancelled. There are connections from the first append on."""
+        """Write until cancelled. There is a connection from the first append on."""
         await self._wake.wait()
         try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._notifier.run())
-                tasks.create_task(keep_connected(self._connect, self._serve, on_failure=self._on_failure))
+            await keep_connected(self._connect, self._serve, on_failure=self._on_failure)
         finally:
             for item in self._waiting:
                 _refuse(item, Unavailable(_LATER))
@@ -264,7 +258,7 @@ class AppendQueue:
         ends = await self._ends(connection, plans)
         writes = [_write_of(stream_id, plan, ends.get(stream_id)) for stream_id, plan in plans.items()]
         written, faults = await self._written(connection, writes)
-        self._notifier.announce([_append_of(item) for item in writes if item.stream_id in written])
+        self._hints.send(*[_append_of(item) for item in writes if item.stream_id in written])
         self._note([item for item in writes if item.stream_id in written], plans)
         for stream_id, plan in plans.items():
             if stream_id in faults:

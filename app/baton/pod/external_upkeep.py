@@ -14,10 +14,12 @@ from typing import Final
 
 import asyncpg
 
-from ..db import external_streams, notifications, stream_ending
+from ..db import external_streams, stream_ending
 from ..db.external_streams import Overdue
 from ..db.postgres import Pool, translated
 from ..errors import Unavailable
+from ..hints import hint
+from ..hints.hints import Hints
 from ..outcome import Outcome
 from ..pace import Pace
 from ..settings import Settings
@@ -42,9 +44,10 @@ _OUTCOMES: Final[Mapping[str, Outcome]] = {
 class ExternalUpkeep:
     """The upkeep of one pod, which awaits `run()`."""
 
-    def __init__(self, settings: Settings, pool: Pool) -> None:
+    def __init__(self, settings: Settings, pool: Pool, hints: Hints) -> None:
         self._settings = settings
         self._pool = pool
+        self._hints = hints
         self._interrupted_at = time.monotonic()
         self._rewound: tuple[str, float] | None = None  # a history with open streams of an older one, and since when
         self._overdue_pace = Pace(factor=20, least_seconds=CHECK_SECONDS)
@@ -100,7 +103,7 @@ class ExternalUpkeep:
     async def _end(self, item: Overdue) -> None:
         async with translated(self._pool):
             if await stream_ending.end_open(self._pool, item.stream_id, _OUTCOMES[item.reason]):
-                await notifications.announce_change(self._pool, item.stream_id)
+                self._hints.send(hint.of_change(item.stream_id))
 
     async def _delete_expired(self) -> None:
         with self._expired_pace.timed():
@@ -109,4 +112,4 @@ class ExternalUpkeep:
         for stream_id, tenant in found:
             async with translated(self._pool):
                 await stream_ending.erase(self._pool, stream_id, tenant)
-                await notifications.announce_erasure(self._pool, stream_id)
+                self._hints.send(*hint.of_erasure(stream_id))

@@ -128,6 +128,7 @@ class Pod:
             finally:
                 # A client that loses its connection from now on has not left.
                 pod.draining = pod.streams.draining = True
+                await pod.shards.settle()
                 for task in tasks:
                     task.remove_done_callback(pod.on_task_end)
                     task.cancel()
@@ -228,7 +229,7 @@ class Pod:
             self.settings.pod_name,
             __version__,
             self._state(),
-            shard.listener.state.value,
+            shard.hints.state.value,
             self.subscriber_limits.subscribers,
             self.tcp_limits.connections,
             self.metrics.delivery_seconds.counts,

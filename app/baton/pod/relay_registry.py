@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 from uuid import UUID
 
@@ -24,6 +24,7 @@ from ..db import event_log, external_streams, notifications, retention, streams
 from ..db.event_log import NOTHING, Standing
 from ..db.postgres import Pool, translated
 from ..errors import CursorBeyondTail, LogDamaged, Unavailable
+from ..hints.transport import EVERYTHING, Listening
 from ..observability.metrics import DatabaseMetrics, PodMetrics
 from .notification_verifier import NotificationVerifier
 from .relay import Relay
@@ -55,6 +56,7 @@ class RelayRegistry:
         window_bytes: int,
         poll_seconds: float,
         with_events: bool = True,
+        listen: Callable[[str], Listening] = lambda _stream: EVERYTHING,
     ) -> None:
         self._pool = pool
         self._metrics = metrics
@@ -65,6 +67,8 @@ class RelayRegistry:
         self._window_bytes = window_bytes
         self._poll_seconds = poll_seconds
         self._with_events = with_events  # take events from notifications
+        self._listen = listen
+        self._listening: dict[str, Listening] = {}  # by the streams that have a relay
         self._poll_now = asyncio.Event()
         self._poll_all = False
         self._poll_due_at = 0.0  # on the event loop's clock
@@ -93,10 +97,13 @@ class RelayRegistry:
             # It is registered before it reads the log, so that it misses no notification from now on.
             relay = Relay(stream_id, self._pool, self._metrics, self._settling, window_bytes=self._window_bytes)
             self._relays[stream_id.hex] = relay
+            if stream_id.hex not in self._listening:
+                self._listening[stream_id.hex] = self._listen(stream_id.hex)
             self._counts.relays = len(self._relays)
         subscriber = Subscriber(relay, cursor, tenant, views=views)
         relay.add(subscriber)
         try:
+            await self._listening[stream_id.hex].begin()
             await relay.load()
             if relay.tenant != tenant:
                 raise await retention.absence(self._pool, stream_id)
@@ -231,7 +238,7 @@ class RelayRegistry:
             relay.forget_pages()
             linger_seconds = DAMAGED_LINGER_SECONDS if relay.damaged else 0 if relay.over else LINGER_SECONDS
             if relay.idle_since is not None and now - relay.idle_since > linger_seconds:
-                del self._relays[key]
+                self._forget(key)
         self._counts.relays = len(self._relays)
         self._counts.window_bytes = sum(relay.window_bytes for relay in self._relays.values())
 
@@ -268,4 +275,8 @@ class RelayRegistry:
         relay.leave()
         # Another relay may have taken its place.
         if self._relays.get(relay.stream_id.hex) is relay:
-            del self._relays[relay.stream_id.hex]
+            self._forget(relay.stream_id.hex)
+
+    def _forget(self, stream: str) -> None:
+        del self._relays[stream]
+        self._listening.pop(stream).end()

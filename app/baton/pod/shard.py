@@ -24,13 +24,13 @@ from ..database_entries import DatabaseEntry
 from ..db import code_revisions, database_identity, notifications, postgres, schema_revision
 from ..db.database_identity import DatabaseIdentity
 from ..db.fair_semaphore import FairSemaphore
-from ..db.listener import Listener, ListenerState
 from ..db.live_counts import LiveCounts
-from ..db.notification_delivery import check_delivery
 from ..db.notifications import EVENTS_CHANNEL, INPUT_CHANNEL, KILL_CHANNEL
 from ..db.pod_rows import Note
 from ..db.postgres import Pool, translated
 from ..errors import ConfigurationError, DatabaseUnreachable, OlderCodeRunning, Unavailable
+from ..hints import opening
+from ..hints.transport import HintState, Listening, Owner
 from ..observability.metrics import PodMetrics
 from ..settings import Settings
 from .append_queue import AppendQueue
@@ -49,6 +49,8 @@ logger = logging.getLogger(__name__)
 READY_SILENCE_SECONDS: Final = 15
 # When to ask again whether older code runs: a roll-out takes minutes.
 OLDER_CODE_SECONDS: Final = 30
+# How long a pod that leaves waits until its last hints are sent.
+SETTLE_SECONDS: Final = 1.0
 # Between two tries to open a database that does not fit: somebody has to correct it.
 UNFIT_SECONDS: Final = 60
 
@@ -83,24 +85,20 @@ class Shard:
             window_bytes=settings.relay_window_bytes,
             poll_seconds=settings.log_poll_seconds,
             with_events=settings.notify_payloads,
+            listen=self._listen,
         )
         self.input_hints = InputHints()
-        self.listener = Listener(
-            settings.listen_dsn,
-            {EVENTS_CHANNEL: self.relays.hear, INPUT_CHANNEL: self.input_hints.hear}
-            | ({KILL_CHANNEL: self._on_kill} if settings.demo else {}),
-            on_state=self._on_listener_state,
-            probe_seconds=settings.listen_probe_seconds,
-            connect_seconds=settings.database_timeout_seconds,
-            name="baton pod listen",
-        )
+        handlers = {EVENTS_CHANNEL: self.relays.hear, INPUT_CHANNEL: self.input_hints.hear}
+        if settings.demo:
+            handlers[KILL_CHANNEL] = self._on_kill
+        self.hints = opening.opened(settings, Owner(handlers, self._on_hint_state, self._on_gap), name="baton pod")
         self.watch = DatabaseWatch(pool, self.metrics, metrics.pool_wait_seconds)
         self.live_counts = LiveCounts()
         self.sampler = ClusterSampler(
             pool, lambda: note(self), limits.changes(), interval_seconds=settings.pod_heartbeat_seconds
         )
-        self.appends = AppendQueue(settings, on_group=metrics.appends.note_group)
-        self._external_upkeep = ExternalUpkeep(settings, pool)
+        self.appends = AppendQueue(settings, self.hints, on_group=metrics.appends.note_group)
+        self._external_upkeep = ExternalUpkeep(settings, pool, self.hints)
         self._made_at = time.time()
         self._has_current_code = False  # no older code can start any more
         self._opened = asyncio.Event()
@@ -147,7 +145,7 @@ class Shard:
         interval_seconds = max(self.settings.log_poll_seconds, self.settings.pod_heartbeat_seconds)
         return (
             self.is_open
-            and self.listener.state is not ListenerState.CONNECTING
+            and self.hints.state is not HintState.CONNECTING
             and silence_seconds < interval_seconds + READY_SILENCE_SECONDS
         )
 
@@ -167,7 +165,7 @@ class Shard:
             DatabaseUnreachable: it does not answer.
             ConfigurationError: its schema, its number or its way of delivering notifications does not fit.
         """
-        await check_delivery(self.settings.listen_dsn, self.settings.dsn)
+        await opening.check(self.settings)
         try:
             async with translated(self.pool):
                 await schema_revision.check_schema(self.pool)
@@ -206,7 +204,7 @@ class Shard:
         return [
             self._once_open(service)
             for service in (
-                self.listener.run,
+                self.hints.run,
                 self.verifier.run,
                 self.relays.run,
                 lambda: self.relays.note_watched(self.settings.watch_interval_seconds),
@@ -234,6 +232,11 @@ class Shard:
                 operator=f"processes of an older release run, which do not know such streams: {older}",
             )
 
+    async def settle(self) -> None:
+        """Wait until the last hints are sent, but not for long."""
+        if self.is_open:
+            await self.hints.settle(SETTLE_SECONDS)
+
     async def leave(self) -> None:
         """Delete the pod's row in the database."""
         if self.is_open:
@@ -258,11 +261,16 @@ class Shard:
         # The counts, and the transaction ids by which they are compared, may have gone back too.
         self.live_counts = LiveCounts()
         self.appends.distrust()
+        self.hints.renew_keys()
 
-    def _on_listener_state(self, state: ListenerState) -> None:
-        self.metrics.listening = state is ListenerState.LISTENING
-        self.metrics.listener_disconnects += state is ListenerState.DEGRADED
+    def _listen(self, stream: str) -> Listening:
+        return self.hints.listen(stream)
+
+    def _on_hint_state(self, state: HintState) -> None:
+        self.metrics.listening = state.arrives
+        self.metrics.listener_disconnects += state is HintState.DEGRADED
         self.verifier.forget()
-        if state is ListenerState.LISTENING:
-            self.relays.catch_up_all()
-            self.input_hints.give_all()
+
+    def _on_gap(self) -> None:
+        self.relays.catch_up_all()
+        self.input_hints.give_all()

@@ -18,10 +18,10 @@ import asyncpg
 
 from ..db import database_identity, placements
 from ..db.database_identity import DatabaseIdentity
-from ..db.listener import ListenerState
 from ..db.placements import Placement
 from ..db.postgres import translated
 from ..errors import ConfigurationError, DatabaseUnreachable, StreamExpired, StreamNotFound, Unavailable
+from ..hints.transport import HintState
 from ..stream_ids import number_of
 from .placement import Placements, by_weight
 from .shard import Shard
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 START_SECONDS: Final = 3.0
 
 # From the best to the worst.
-_STATES: Final = (ListenerState.LISTENING, ListenerState.DEGRADED, ListenerState.CONNECTING)
+_STATES: Final = (HintState.POLLING, HintState.LISTENING, HintState.DEGRADED, HintState.CONNECTING)
 
 _AWAY: Final = "A part of the service does not answer at the moment. Try again shortly."
 
@@ -70,9 +70,9 @@ class Shards:
         return any(shard.watch.disk_full for shard in self)
 
     @property
-    def listener_state(self) -> ListenerState:
-        """The state of the listener that is worst off."""
-        return max((shard.listener.state for shard in self), key=_STATES.index)
+    def hint_state(self) -> HintState:
+        """The state of the hints, where they are worst off."""
+        return max((shard.hints.state for shard in self), key=_STATES.index)
 
     def all_open(self) -> list[Shard]:
         """Return all shards, for what concerns the streams of every database.
@@ -174,6 +174,10 @@ class Shards:
         if len(self) > 1:
             services += [self._keep_reading_lists(), *(shard.open_later(lambda: self._identity) for shard in self)]
         return services
+
+    async def settle(self) -> None:
+        """Wait until the last hints are sent, but not for long."""
+        await asyncio.gather(*(shard.settle() for shard in self))
 
     async def leave(self) -> None:
         """Delete the pod's rows."""

@@ -11,7 +11,7 @@
 - `outbox` buffers, batches and numbers one stream's events. The protocol between it and the writer is described there.
 - `writer` appends the batches of all outboxes under their claims' epochs, as `flush_schedule` times it, in the
   statements of `appending`.
-  `notifier` announces what was written. `log_comparison` checks the log after the database may have gone back in time,
+  `hints` announce what was written. `log_comparison` checks the log after the database may have gone back in time,
   and `appending_again` restores what was lost from `recent_batches`.
 - `steps` keeps the results of a generator's steps, over the connection of `records`. `inbox` reads a stream's inputs
   there, and `waiting` lets a stream wait for one without a worker.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from ..database_entries import DatabaseEntry
 from ..db import database_identity
 from ..db.database_identity import DatabaseIdentity
-from ..db.notification_delivery import check_delivery
 from ..db.postgres import connect
 from ..db.schema_revision import check_schema
+from ..hints import opening
 from ..settings import Settings
 
 
@@ -18,7 +18,7 @@ async def check_database(settings: Settings, database: DatabaseEntry) -> Databas
         DatabaseUnreachable: the database does not answer, or is a standby at the moment.
         ConfigurationError: it does not fit.
     """
-    await check_delivery(settings.listen_dsn, settings.dsn)
+    await opening.check(settings)
     connection = await connect(settings.dsn, name="baton worker", prepare=settings.prepare)
     try:
         await check_schema(connection)

@@ -21,11 +21,13 @@ from typing import Final, TypeAlias
 from uuid import UUID
 
 from ..backoff import Backoff, retry
-from ..db import notifications, stream_ending, worker_rows
+from ..db import stream_ending, worker_rows
 from ..db.hooked_ends import Hook
 from ..db.postgres import Connection, connect
 from ..db.reconnecting import FAILURES
 from ..db.stream_ending import End
+from ..hints import hint
+from ..hints.hints import Hints
 from ..observability.log_context import fields_of
 from ..observability.metrics import WorkerMetrics
 from ..outcome import Outcome
@@ -55,8 +57,9 @@ class _Job:
 class HookedEnds:
     """The ends of one worker. It belongs to the worker, which awaits `run()`."""
 
-    def __init__(self, dsn: str, hook: EndHook, *, metrics: WorkerMetrics, prepare: bool = True) -> None:
+    def __init__(self, dsn: str, hook: EndHook, *, hints: Hints, metrics: WorkerMetrics, prepare: bool = True) -> None:
         self._dsn = dsn
+        self._hints = hints
         self._prepare = prepare
         self._hook = hook
         self._metrics = metrics
@@ -89,7 +92,7 @@ class HookedEnds:
         async def attempt(connection: Connection, hook: Hook | None) -> None:
             if await stream_ending.end(connection, wanted, hook, hook_failed=hook is None):
                 on_end(wanted.outcome)
-                await notifications.announce_change(connection, wanted.stream_id)
+                self._hints.send(hint.of_change(wanted.stream_id))
             self._by_sql.discard(wanted.stream_id)
 
         self._by_sql.add(wanted.stream_id)

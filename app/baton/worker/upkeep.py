@@ -25,6 +25,8 @@ from ..db.postgres import Connection
 from ..db.queue_watermark import SWEEP_SECONDS, QueueWatermark
 from ..db.stream_ending import End
 from ..db.worker_rows import Owned
+from ..hints.hint import HELD
+from ..hints.hints import Hints
 from ..outcome import Outcome
 from ..pace import Pace
 from ..settings import Settings
@@ -43,8 +45,9 @@ CANCELLED_SECONDS: Final = 2.0
 class Upkeep:
     """The upkeep of one worker, over its control connection."""
 
-    def __init__(self, settings: Settings, slots: Slots, ends: Ends, writer: Writer) -> None:
+    def __init__(self, settings: Settings, slots: Slots, ends: Ends, writer: Writer, hints: Hints) -> None:
         self._settings = settings
+        self._hints = hints
         self._slots = slots
         self._ends = ends
         self._writer = writer
@@ -112,6 +115,16 @@ class Upkeep:
             await self._end_cancelled(connection, asked)
             self._waits_pace.hurry()  # the deadline of a cancelled wait is now
             await self._end_waits(connection)
+
+    async def look(self, connection: Connection, worker_id: UUID) -> None:
+        """Look for cancels and inputs of this worker's streams, whose hints may have been lost."""
+        for item in await worker_rows.owned(connection, worker_id, list(self._slots.runs)):
+            if (run := self._slots.runs.get(item.fence.stream_id)) is None:
+                continue
+            if item.cancelled:
+                run.stop(Outcome.cancelled())
+            elif run.inputs is not None:
+                run.inputs.note(item.inputs)
 
     async def _end_cancelled(self, connection: Connection, among: Collection[UUID] | None = None) -> None:
         """End streams that were cancelled while they were queued: some, or all."""
@@ -213,4 +226,4 @@ class Upkeep:
             else:
                 await self._ends.make(connection, end, item.generator)
         if woken:
-            await notifications.announce_held(connection)
+            self._hints.send(HELD)

@@ -6,11 +6,12 @@ import asyncio
 import logging
 from typing import Final, Protocol
 
-from ..db import code_revisions, notifications, stream_waiting
+from ..db import code_revisions, stream_waiting
 from ..db.event_log import Append
-from ..db.notifier import Notifier
 from ..db.postgres import Connection
 from ..db.stream_waiting import Began, Wait
+from ..hints.hint import HELD
+from ..hints.hints import Hints
 from .outbox import Outbox
 from .records import Records
 
@@ -33,9 +34,9 @@ class Waits(Protocol):
 class Waiting:
     """Begins the waits of one worker's runs."""
 
-    def __init__(self, records: Records, notifier: Notifier, *, most_seconds: float) -> None:
+    def __init__(self, records: Records, hints: Hints, *, most_seconds: float) -> None:
         self._records = records
-        self._notifier = notifier
+        self._hints = hints
         self._most_seconds = most_seconds
         self._allowed = False
 
@@ -59,7 +60,7 @@ class Waiting:
             # The writer compares the log, and then either moves the stream to the new history or loses it.
             await asyncio.sleep(LOOK_SECONDS)
         if batch is not None:
-            self._notifier.announce([batch])
+            self._hints.send(batch)
         return began
 
     async def _begin(
@@ -75,5 +76,5 @@ class Waiting:
             state=None if wait.state is None else outbox.state_at_tail(wait.state, wait.inputs),
         )
         if began[0] is Began.WOKEN:
-            await notifications.announce_held(connection)
+            self._hints.send(HELD)
         return began

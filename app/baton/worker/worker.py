@@ -11,18 +11,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from ..backoff import Backoff
 from ..db import notifications, stream_queue
-from ..db.listener import Listener, ListenerState
 from ..db.notifications import CANCEL_CHANNEL, INPUT_CHANNEL, KILL_WORKER_CHANNEL, QUEUE_CHANNEL
-from ..db.notifier import Notifier
 from ..db.postgres import Connection
 from ..db.reconnecting import keep_connected
 from ..db.stream_queue import Claim
 from ..db.worker_rows import Orphan
+from ..hints import hint, opening
+from ..hints.transport import HintState, Owner
 from ..settings import Settings
 from .admission import Admission
 from .claiming import Claiming
@@ -51,6 +51,8 @@ CLAIM_PAUSE_SECONDS: Final = 0.01
 
 # How long a worker that leaves waits for its calls of each kind. Another worker makes the rest of them.
 CALLS_SECONDS: Final = 1.0
+# How long a worker that leaves waits until its last hints are sent.
+SETTLE_SECONDS: Final = 1.0
 
 
 class Worker:
@@ -68,23 +70,21 @@ class Worker:
         self.metrics = host.metrics
         self._tokens = host.metrics.of_database(database, lambda: self.claims)
         hook, generators = host.end_hook, host.generators
-        self._notifier = Notifier(
-            settings.dsn,
-            name="baton worker notify",
-            with_events=settings.notify_payloads,
-            count=self.metrics.count_notifications,
-            prepare=settings.prepare,
+        self._hints = opening.opened(
+            settings, self._hints_owner(), name="baton worker", count=self.metrics.count_notifications
         )
         self._wake = asyncio.Event()
         self._hooked_ends = (
-            None if hook is None else HookedEnds(settings.dsn, hook, metrics=self.metrics, prepare=settings.prepare)
+            None
+            if hook is None
+            else HookedEnds(settings.dsn, hook, hints=self._hints, metrics=self.metrics, prepare=settings.prepare)
         )
         self._ends = Ends(host.telemetry.count_end, self._hooked_ends)
         self.lease = Lease(settings, host.names, has_end_hook=hook is not None, on_change=self._wake.set)
         self.writer = Writer(
             settings.dsn,
             window_seconds=settings.flush_interval_milliseconds / 1000,
-            notifier=self._notifier,
+            hints=self._hints,
             metrics=self.metrics,
             prepare=settings.prepare,
             lease_lasted=self.lease.lasted,
@@ -97,7 +97,7 @@ class Worker:
             generators,
             writer=self.writer,
             records=self._records,
-            waiting=Waiting(self._records, self._notifier, most_seconds=settings.max_wait_seconds),
+            waiting=Waiting(self._records, self._hints, most_seconds=settings.max_wait_seconds),
             tokens=self._tokens,
             telemetry=host.telemetry,
             turns=host.turns,
@@ -117,7 +117,7 @@ class Worker:
         )
         self.claiming = Claiming(generators, self.lease, self.slots, self._ends)
         self._admission = Admission(host.names, settings.max_running_streams_per_tenant, self.claiming.watermark)
-        self._upkeep = Upkeep(settings, self.slots, self._ends, self.writer)
+        self._upkeep = Upkeep(settings, self.slots, self._ends, self.writer, self._hints)
         self._stopping = Stopping(generators, on_result=self._wake.set)
         self._webhooks = Webhooks(
             settings,
@@ -126,6 +126,7 @@ class Worker:
             on_result=self._wake.set,
         )
         self._kill_switch = KillSwitch(settings.worker_name, on_kill=self._wake.set)
+        self._has_gap = False  # hints may have been lost
         self._leave_at: float | None = None
         self._hurries = False  # to leave: it was asked twice
         self._connected = False
@@ -133,17 +134,9 @@ class Worker:
 
     async def run(self) -> None:
         """Claim and run streams, and keep the lease. The database has been checked (see `database_check`)."""
-        listener = Listener(
-            self._settings.listen_dsn,
-            {QUEUE_CHANNEL: self._on_queued, CANCEL_CHANNEL: self._on_cancel, INPUT_CHANNEL: self._upkeep.note_input}
-            | ({KILL_WORKER_CHANNEL: self._kill_switch.note} if self._settings.demo else {}),
-            on_state=self._on_listener_state,
-            probe_seconds=self._settings.listen_probe_seconds,
-            name="baton worker listen",
-        )
         services = [
             asyncio.create_task(service.run(), name=type(service).__name__)
-            for service in (listener, self.writer, self._notifier, SideThread(self._heart.run))
+            for service in (self._hints, self.writer, SideThread(self._heart.run))
         ]
         if self._hooked_ends is not None:
             services.append(asyncio.create_task(self._hooked_ends.run(), name="HookedEnds"))
@@ -220,6 +213,9 @@ class Worker:
                 backoff.reset()
             if self._upkeep.has_cancels:
                 await self._upkeep.stop_cancelled(connection)
+            if self._has_gap and self.lease.worker_id is not None:
+                self._has_gap = False
+                await self._upkeep.look(connection, self.lease.worker_id)
             await self._stopping.work(connection)
             await self._webhooks.work(connection)
             if self._leaving:
@@ -272,7 +268,7 @@ class Worker:
             await stream_queue.requeue(connection, run.claim.fence, stream_queue.LEFT)
             del self.slots.handed_over[run.claim.stream_id]
         if stopped:
-            await notifications.announce_queued(connection)
+            self._hints.send(hint.QUEUED)
 
     async def _hand_over(self, connection: Connection) -> None:
         """Give all streams back to the queue, so that another worker takes them at once, and sign off."""
@@ -283,9 +279,10 @@ class Worker:
         await self._release(connection, runs, leaving=True)
         await self._settle_ends()
         if runs:
-            await notifications.announce_queued(connection)
+            self._hints.send(hint.QUEUED)
         for calls in (self._stopping, self._webhooks):
             await calls.leave(connection, CALLS_SECONDS)
+        await self._hints.settle(SETTLE_SECONDS)
         await self.lease.give_up(connection)
 
     async def _settle_ends(self) -> None:
@@ -310,7 +307,7 @@ class Worker:
     def _on_new_history(self) -> None:
         """Compare the log before anything is written, and look at the whole queue again."""
         self.writer.doubt()
-        self._notifier.renew_keys()
+        self._hints.renew_keys()
         self.claiming.forget()
         self._upkeep.forget_queue()
 
@@ -329,6 +326,27 @@ class Worker:
         if self._upkeep.note_cancel(payload):
             self._wake.set()
 
-    def _on_listener_state(self, state: ListenerState) -> None:
-        if state is ListenerState.LISTENING:
-            self._wake.set()
+    def _on_input(self, payload: str) -> None:
+        self._upkeep.note_input(payload)
+
+    def _on_kill(self, payload: str) -> None:
+        self._kill_switch.note(payload)
+
+    def _hints_owner(self) -> Owner:
+        handlers: dict[str, Callable[[str], None]] = {
+            QUEUE_CHANNEL: self._on_queued,
+            CANCEL_CHANNEL: self._on_cancel,
+            INPUT_CHANNEL: self._on_input,
+        }
+        if self._settings.demo:
+            handlers[KILL_WORKER_CHANNEL] = self._on_kill
+        return Owner(handlers, self._on_hint_state, self._on_gap)
+
+    def _on_hint_state(self, state: HintState) -> None:
+        self.metrics.note_hints(state.arrives)
+
+    def _on_gap(self) -> None:
+        """Look for everything that a hint may have been about."""
+        self._has_gap = True
+        self._admission.hurry()
+        self._wake.set()

@@ -1,7 +1,7 @@
 """A worker's way into the log: one connection appends the batches of all its streams, many in one statement.
 
 The protocol between the writer and each stream's outbox is described in `outbox`. `flush_schedule` decides when to
-flush. Announcements go over another connection (`notifier`), so that the next flush does not wait for them.
+flush. Announcements go another way (`hints`), so that the next flush does not wait for them.
 
 What always holds:
 
@@ -30,9 +30,9 @@ from ..db import event_log, history, hooked_ends, sqlstates, stream_ending, stre
 from ..db.event_log import Append
 from ..db.fence import Fence
 from ..db.hooked_ends import Hook
-from ..db.notifier import Notifier
 from ..db.postgres import DATA_ERRORS, Connection, connect
 from ..db.reconnecting import FAILURES
+from ..hints.hints import Hints
 from ..observability.log_context import fields_of
 from ..observability.metrics import WorkerMetrics
 from .appending import STATEMENT_BYTES, HistoryChanged, append
@@ -60,7 +60,7 @@ class Writer:
         dsn: str,
         *,
         window_seconds: float,
-        notifier: Notifier,
+        hints: Hints,
         metrics: WorkerMetrics,
         prepare: bool = True,
         lease_lasted: LeaseLasted = _lasted,
@@ -74,7 +74,7 @@ class Writer:
         """
         self._dsn = dsn
         self._prepare = prepare
-        self._notifier = notifier
+        self._hints = hints
         self._metrics = metrics
         self._outboxes: dict[UUID, Outbox] = {}
         self._schedule = FlushSchedule(window_seconds)
@@ -206,7 +206,7 @@ class Writer:
         self._count_flush(group.values(), asyncio.get_running_loop().time() - started_at)
         appended = [item for item in group.values() if item.stream_id in written]
         self._recent.note(appended, self._comparison.history)
-        self._notifier.announce([item for item in appended if item.events])
+        self._hints.send(*[item for item in appended if item.events])
         for outbox, item in group.items():
             if item.stream_id in written:
                 outbox.written(item.last_seq, terminal=item.outcome is not None)
@@ -239,7 +239,7 @@ class Writer:
         if written:
             self._count_flush([item], asyncio.get_running_loop().time() - started_at)
             self._recent.note([item], history_then)
-            self._notifier.announce([item])
+            self._hints.send(item)
         if not outbox.still_has(item):
             return
         if written:
@@ -314,12 +314,12 @@ class Writer:
     def _was_written(self, outbox: Outbox, item: Append) -> None:
         """Answer a batch that was committed by a flush whose reply was lost."""
         self._recent.note([item], self._comparison.history)
-        self._notifier.announce([item])
+        self._hints.send(item)
         outbox.written(item.last_seq, terminal=item.outcome is not None)
 
     def _note_appended_again(self, items: Sequence[Append]) -> None:
         self._metrics.appended_again += len(items)
-        self._notifier.announce(items)
+        self._hints.send(*items)
 
     def _put_off(self, outbox: Outbox, error: Exception) -> None:
         """Try a batch without a partition again after a while. Its generator waits once the buffer is full."""

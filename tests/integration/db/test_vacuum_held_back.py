@@ -14,6 +14,7 @@ import pytest
 from bench.buffers import Counted
 from tests.integration.db.test_streams import NEW, is_full
 from tests.support.external import opened, request, texts
+from tests.support.hints import sending
 from tests.support.logbook import claim_as, connected, employ, queue_many, until, until_after
 
 from baton.db import (
@@ -393,7 +394,7 @@ async def test_tenants_are_counted_apart(dsn: str) -> None:
 async def test_an_append_reads_a_block_for_many_earlier_ones(dsn: str) -> None:
     """Each append of a producer adds a version to two rows: of its stream, and of its own."""
     async with by_index(dsn) as connection, old_snapshot(dsn):
-        queue, stream_id = AppendQueue(Settings(database_url=dsn)), (await opened(dsn)).stream_id
+        queue, stream_id = AppendQueue(Settings(database_url=dsn), sending(dsn)), (await opened(dsn)).stream_id
         seq = 0
 
         async def act() -> None:

@@ -10,6 +10,7 @@ from uuid import UUID
 
 import pytest
 from tests.support.external import append, append_queue, opened, request, texts
+from tests.support.hints import sending
 from tests.support.logbook import connected, events, row
 
 from baton.db import code_revisions, external_appends, external_streams, history, stream_ending
@@ -26,7 +27,7 @@ from baton.settings import Settings
 @contextlib.asynccontextmanager
 async def upkeep(dsn: str, **settings: Any) -> AsyncIterator[ExternalUpkeep]:
     async with pool(dsn, size=2, timeout_seconds=10) as connections:
-        yield ExternalUpkeep(Settings(database_url=dsn, **settings), connections)
+        yield ExternalUpkeep(Settings(database_url=dsn, **settings), connections, sending(dsn))
 
 
 async def check(service: ExternalUpkeep) -> None:

@@ -295,7 +295,7 @@ async def test_a_pod_that_does_not_know_a_database_asks_for_another_try(many: Cl
 
 async def test_metrics_of_several_databases_carry_their_names(many: Cluster) -> None:
     at = await pod(many)
-    await until(lambda: all(shard.listener.state.value == "listening" for shard in at.pod.shards))
+    await until(lambda: all(shard.hints.state.value == "listening" for shard in at.pod.shards))
     assert {name: at.metric("baton_listener_up", database=name) for name in ("a", "b")} == {"a": 1, "b": 1}
 
 

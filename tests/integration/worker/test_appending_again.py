@@ -10,13 +10,13 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from uuid import UUID, uuid4
 
+from tests.support.hints import sending
 from tests.support.logbook import claimed, connected, ended, events, text, until
 
 from baton.chaos.proxy import Proxy
 from baton.db import history
 from baton.db.event_log import Append
 from baton.db.fence import Fence
-from baton.db.notifier import Notifier
 from baton.db.postgres import Connection
 from baton.events import encode_text
 from baton.observability.metrics import WorkerMetrics
@@ -35,7 +35,7 @@ class Desk:
 
     def __init__(self, dsn: str, *, lasted: bool) -> None:
         self.metrics = WorkerMetrics()
-        self.notifier = Notifier(dsn, name="baton test", with_events=True, count=self.metrics.count_notifications)
+        self.hints = sending(dsn, count=self.metrics.count_notifications)
         self.recent = RecentBatches(60, 1 << 20)
 
         async def lease_lasted(_connection: Connection, _history: str) -> bool:
@@ -44,7 +44,7 @@ class Desk:
         self.writer = Writer(
             dsn,
             window_seconds=0.005,
-            notifier=self.notifier,
+            hints=self.hints,
             metrics=self.metrics,
             lease_lasted=lease_lasted,
             recent=self.recent,
@@ -88,7 +88,7 @@ class Desk:
 @asynccontextmanager
 async def desk(dsn: str, *, lasted: bool = True) -> AsyncIterator[Desk]:
     opened = Desk(dsn, lasted=lasted)
-    tasks = [asyncio.create_task(service.run()) for service in (opened.writer, opened.notifier)]
+    tasks = [asyncio.create_task(service.run()) for service in (opened.writer, opened.hints)]
     try:
         yield opened
     finally:

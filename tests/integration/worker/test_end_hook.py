@@ -14,11 +14,12 @@ import pytest
 from tests.support import end_hook
 from tests.support.cluster import Tap, echo, ended
 from tests.support.end_hook import GATE, TARGET, saved, unlike
+from tests.support.hints import notify_cancel
 from tests.support.logbook import connected, events, row, settings, until, until_tail, working
 
 from baton.chaos.proxy import Proxy
 from baton.commands import end_hooks
-from baton.db import ended_answers, hooked_ends, notifications, stream_creation, stream_ending, worker_rows
+from baton.db import ended_answers, hooked_ends, stream_creation, stream_ending, worker_rows
 from baton.db.fence import Fence
 from baton.db.postgres import Connection, pool
 from baton.db.stream_creation import Limits, NewStream
@@ -88,7 +89,7 @@ async def test_every_answer_is_saved_once_with_its_end(dsn: str, connection: Con
         await until_tail(connection, cancelled, 2)
         async with pool(dsn, size=1, timeout_seconds=10) as opened:
             assert await stream_ending.request_cancel(opened, cancelled) == "running"
-            await notifications.announce_cancel(opened, cancelled)
+            await notify_cancel(opened, cancelled)
         assert [await end_of(connection, item) for item in whole] == [("stop", False)] * 5
         assert await end_of(connection, bad) == ("invalid_event", False)
         assert await end_of(connection, cancelled) == ("cancelled", False)
@@ -240,7 +241,7 @@ async def test_pods_leave_the_end_of_a_cancelled_stream_to_a_worker_with_a_hook(
         working(dsn, {"echo": echo}, queue_poll_seconds=60, worker_heartbeat_seconds=0.1, **WITH_HOOK),
     ):
         assert await stream_ending.request_cancel(opened, queued) == "running"
-        await notifications.announce_cancel(opened, queued)
+        await notify_cancel(opened, queued)
         assert await end_of(connection, queued) == ("cancelled", False)
         # Without the notification it is found by looking.
         assert await stream_ending.request_cancel(opened, lost) == "running"

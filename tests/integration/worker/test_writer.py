@@ -9,12 +9,12 @@ from contextlib import asynccontextmanager
 from uuid import UUID
 
 import pytest
+from tests.support.hints import sending
 from tests.support.logbook import claimed, connected, ended, events, row, text, until, until_tail
 
 from baton.chaos.proxy import Proxy
 from baton.db import history
 from baton.db.notifications import unpack
-from baton.db.notifier import Notifier
 from baton.db.postgres import Connection
 from baton.events import encode_text
 from baton.observability.metrics import WorkerMetrics
@@ -29,13 +29,13 @@ class Desk:
 
     def __init__(self, dsn: str, window_seconds: float, lasted: bool = True) -> None:
         self.metrics = WorkerMetrics()
-        self.notifier = Notifier(dsn, name="baton test", with_events=True, count=self.metrics.count_notifications)
+        self.hints = sending(dsn, count=self.metrics.count_notifications)
 
         async def lease_lasted(_connection: Connection, _history: str) -> bool:
             return lasted
 
         self.writer = Writer(
-            dsn, window_seconds=window_seconds, notifier=self.notifier, metrics=self.metrics, lease_lasted=lease_lasted
+            dsn, window_seconds=window_seconds, hints=self.hints, metrics=self.metrics, lease_lasted=lease_lasted
         )
         self.lost: dict[UUID, Lost] = {}
 
@@ -58,7 +58,7 @@ class Desk:
 @asynccontextmanager
 async def desk(dsn: str, *, window_seconds: float = 0.005, lasted: bool = True) -> AsyncIterator[Desk]:
     opened = Desk(dsn, window_seconds, lasted)
-    tasks = [asyncio.create_task(service.run()) for service in (opened.writer, opened.notifier)]
+    tasks = [asyncio.create_task(service.run()) for service in (opened.writer, opened.hints)]
     try:
         yield opened
     finally:

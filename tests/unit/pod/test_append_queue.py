@@ -8,16 +8,19 @@ from uuid import uuid4
 
 import pytest
 from tests.support.external import request, texts
+from tests.support.hints import sending
 
 from baton.db.external_appends import State
 from baton.pod.append_queue import AppendQueue
 from baton.settings import Settings
 
+NOWHERE = "postgresql://nowhere/none"
+
 
 async def test_an_append_that_was_put_back_before_the_connection_was_lost_waits_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    queue = AppendQueue(Settings(database_url="postgresql://nowhere/none"))
+    queue = AppendQueue(Settings(database_url=NOWHERE), sending(NOWHERE))
     stream_id = uuid4()
     # The pod's memory of the stream may be old: append 0 of `a` is written before, and what follows is put back.
     known = {"a": (0, 0), "": (0, 0), "b": None}

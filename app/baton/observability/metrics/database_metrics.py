@@ -16,7 +16,7 @@ LABEL: Final = "database"
 _GAUGES: Final = (
     ("baton_relays", "Streams that this pod follows", "relays"),
     ("baton_relay_window_bytes", "Recent events in memory", "window_bytes"),
-    ("baton_listener_up", "1 while notifications arrive", "listening"),
+    ("baton_listener_up", "1 while hints arrive", "listening"),
     ("baton_pool_connections", "Connections of the pool", "pool_connections"),
     ("baton_pool_idle_connections", "Idle connections of the pool", "pool_idle"),
     (
@@ -64,7 +64,7 @@ class DatabaseMetrics:
     window_bytes: int = 0
     notifications: int = 0
     unverified_notifications: int = 0
-    listening: bool = False
+    listening: bool | None = False  # None: there are no hints
     listener_disconnects: int = 0
     pool_connections: int = 0
     pool_idle: int = 0

@@ -74,6 +74,7 @@ class WorkerMetrics(Collector):
         self.fenced = 0
         self.appended_again = 0
         self.notifications = 0
+        self.listening: bool | None = False  # None: there are no hints
         self.flushed_bytes = 0
         self.flush_failures = 0
         self.ended = LabeledCounter(
@@ -137,6 +138,10 @@ class WorkerMetrics(Collector):
         """Count notifications that were sent."""
         self.notifications += sent
 
+    def note_hints(self, arrive: bool | None) -> None:
+        """Note whether hints arrive; None if there are none."""
+        self.listening = arrive
+
     @property
     def tokens(self) -> int:
         """How many tokens the generators here have yielded."""
@@ -171,6 +176,8 @@ class WorkerMetrics(Collector):
         )
         yield GaugeMetricFamily("baton_worker_streams", "Streams being generated", self.running)
         yield self._claiming()
+        if self.listening is not None:
+            yield GaugeMetricFamily("baton_worker_listener_up", "1 while hints arrive", int(self.listening))
         yield self._silent()
         yield CounterMetricFamily("baton_flushed_bytes", "Bytes of events appended to the log", self.flushed_bytes)
         yield CounterMetricFamily("baton_flush_failures", "Appends that failed and were repeated", self.flush_failures)

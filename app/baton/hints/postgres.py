@@ -1,21 +1,22 @@
-"""One connection that LISTENs and is kept alive: `connecting → listening → degraded → listening …`.
+"""LISTEN and NOTIFY: one connection that LISTENs and is kept alive: `connecting → listening → degraded → listening …`.
 
-It calls back for each notification, on the event loop. A callback takes O(1) time, or hands the work to a task. After
-each (re)connect it listens first and then reports the new state, so that its owner catches up with what it may have
-missed. While the state is degraded, the owner polls.
+After each (re)connect it listens first and then reports the new state, so that its owner catches up with what it may
+have missed. Postgres wakes every listener of the database for every notification, and each gets those of all streams.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
-from enum import Enum
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any, Final
 
 from ..backoff import Backoff
-from .postgres import Connection, connect
-from .reconnecting import keep_connected
+from ..db import notifications
+from ..db.postgres import Connection, connect
+from ..db.reconnecting import keep_connected
+from .transport import EVERYTHING, HintState, Listening, Message, Owner
 
 logger = logging.getLogger(__name__)
 
@@ -28,34 +29,42 @@ _SET_USER_TIMEOUT = "SELECT set_config('tcp_user_timeout', $1, false)"
 _PROBE = "SELECT count(*) FROM pg_listening_channels() AS c WHERE c = ANY ($1)"
 
 
-class ListenerState(Enum):
-    """What a listener is doing."""
+class PostgresTransport:
+    """Listens on its owner's channels, and notifies."""
 
-    CONNECTING = "connecting"
-    LISTENING = "listening"
-    DEGRADED = "degraded"
-
-
-class Listener:
-    """Listens on some channels until its `run()` is cancelled."""
+    by_stream = False
 
     def __init__(
         self,
         dsn: str,
-        channels: Mapping[str, Callable[[str], None]],
+        owner: Owner,
         *,
-        on_state: Callable[[ListenerState], None],
         probe_seconds: float = 5,
         connect_seconds: float = 10,
         name: str = "baton listen",
     ) -> None:
         self._dsn = dsn
-        self._channels = channels
-        self._on_state = on_state
+        self._owner = owner
         self._probe_seconds = probe_seconds
         self._connect_seconds = connect_seconds
         self._name = name
-        self.state = ListenerState.CONNECTING
+        self._freed: Connection | None = None
+        self.state = HintState.CONNECTING
+
+    def listen(self, stream: str) -> Listening:
+        """Do nothing: the notifications about all streams arrive."""
+        return EVERYTHING
+
+    async def send(self, connection: Connection, messages: Sequence[Message]) -> None:
+        """Notify, in one transaction for each channel."""
+        if connection is not self._freed:
+            await notifications.free_queue(connection)
+            self._freed = connection
+        by_channel: defaultdict[str, list[str]] = defaultdict(list)
+        for message in messages:
+            by_channel[message.channel].append(message.payload)
+        for channel, payloads in by_channel.items():
+            await notifications.notify(connection, channel, payloads)
 
     async def run(self) -> None:
         """Listen, over a new connection after every failure."""
@@ -66,20 +75,22 @@ class Listener:
 
     def _on_failure(self, error: Exception) -> None:
         logger.warning("The LISTEN connection is lost; polling until it is back: %r", error)
-        self._set(ListenerState.DEGRADED)
+        self._set(HintState.DEGRADED)
 
     async def _listen(self, connection: Connection, backoff: Backoff) -> None:
         await connection.execute(_SET_USER_TIMEOUT, str(USER_TIMEOUT_SECONDS * 1000))
-        for channel in self._channels:
+        for channel in self._owner.handlers:
             await connection.add_listener(channel, self._on_notification)
         backoff.reset()
-        self._set(ListenerState.LISTENING)
+        self._set(HintState.LISTENING)
+        self._owner.on_gap()
         await self._watch(connection)
 
     async def _watch(self, connection: Connection) -> None:
         """Raise once the connection is lost. `SELECT 1` would prove nothing: a pooler answers it from any session."""
         lost = asyncio.Event()
         connection.add_termination_listener(lambda _connection: lost.set())
+        channels = list(self._owner.handlers)
         while True:
             try:
                 async with asyncio.timeout(self._probe_seconds):
@@ -87,13 +98,13 @@ class Listener:
                 raise ConnectionError("the server closed it")
             except TimeoutError:
                 pass
-            listening = await connection.fetchval(_PROBE, list(self._channels), timeout=self._probe_seconds)
-            if listening != len(self._channels):
+            listening = await connection.fetchval(_PROBE, channels, timeout=self._probe_seconds)
+            if listening != len(channels):
                 raise ConnectionError("the session behind it has lost its LISTEN")
 
     def _on_notification(self, _connection: Any, _pid: int, channel: str, payload: Any) -> None:
-        self._channels[channel](str(payload))
+        self._owner.handlers[channel](str(payload))
 
-    def _set(self, state: ListenerState) -> None:
+    def _set(self, state: HintState) -> None:
         self.state = state
-        self._on_state(state)
+        self._owner.on_state(state)

@@ -11,7 +11,8 @@ import pytest
 from tests.support.cluster import ended
 from tests.support.logbook import until
 
-from baton.db.listener import Listener, ListenerState
+from baton.hints.postgres import PostgresTransport
+from baton.hints.transport import HintState, Owner
 
 
 class Ear:
@@ -19,21 +20,27 @@ class Ear:
 
     def __init__(self, dsn: str, *, probe_seconds: float = 5) -> None:
         self.heard: list[tuple[str, str]] = []
-        self.states: list[ListenerState] = []
+        self.states: list[HintState] = []
+        self.gaps = 0
         callbacks: dict[str, Callable[[str], None]] = {
             channel: lambda payload, channel=channel: self.heard.append((channel, payload))  # type: ignore[misc]
             for channel in ("one", "two")
         }
-        self.listener = Listener(dsn, callbacks, on_state=self.on_state, probe_seconds=probe_seconds)
+        self.transport = PostgresTransport(
+            dsn, Owner(callbacks, self.on_state, self.on_gap), probe_seconds=probe_seconds
+        )
 
-    def on_state(self, state: ListenerState) -> None:
+    def on_state(self, state: HintState) -> None:
         self.states.append(state)
+
+    def on_gap(self) -> None:
+        self.gaps += 1
 
     @contextlib.asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
-        task = asyncio.create_task(self.listener.run())
+        task = asyncio.create_task(self.transport.run())
         try:
-            await until(lambda: self.states[-1:] == [ListenerState.LISTENING])
+            await until(lambda: self.states[-1:] == [HintState.LISTENING])
             yield
         finally:
             await ended(task)
@@ -61,7 +68,7 @@ async def test_a_listener_gets_the_notifications_of_each_channel(
     empty_dsn: str, connection: asyncpg.Connection[asyncpg.Record]
 ) -> None:
     ear = Ear(empty_dsn)
-    assert ear.listener.state is ListenerState.CONNECTING
+    assert ear.transport.state is HintState.CONNECTING
     async with ear.listening():
         for channel, payload in (("one", ""), ("other", "x"), ("two", "é\n")):
             await notify(connection, channel, payload)
@@ -85,7 +92,7 @@ async def test_a_lost_connection_is_noticed_reported_and_replaced(
         for round_ in range(3):
             (pid,) = await listeners(connection)
             await connection.execute("SELECT pg_terminate_backend($1)", pid)
-            expected = [ListenerState.LISTENING, *([ListenerState.DEGRADED, ListenerState.LISTENING] * (round_ + 1))]
+            expected = [HintState.LISTENING, *([HintState.DEGRADED, HintState.LISTENING] * (round_ + 1))]
             await until(lambda expected=expected: ear.states == expected)  # type: ignore[misc]
             await notify(connection, "one", str(round_))
             await until(lambda round_=round_: ear.heard[-1:] == [("one", str(round_))])  # type: ignore[misc]
@@ -97,7 +104,7 @@ async def test_a_listener_listens_before_it_reports_it(
     sent: list[asyncio.Task[None]] = []
 
     class Notifying(Ear):
-        def on_state(self, state: ListenerState) -> None:
+        def on_state(self, state: HintState) -> None:
             super().on_state(state)
             sent.append(asyncio.create_task(notify(connection, "two", state.value)))
 
@@ -121,7 +128,7 @@ async def test_probes_of_a_healthy_connection_change_nothing(
         await until(was_probed)
         await notify(connection, "one", "still here")
         await until(lambda: ear.heard == [("one", "still here")])
-    assert ear.states == [ListenerState.LISTENING]
+    assert ear.states == [HintState.LISTENING]
 
 
 async def test_a_session_that_lost_its_listen_is_abandoned(
@@ -140,13 +147,13 @@ async def test_a_session_that_lost_its_listen_is_abandoned(
     monkeypatch.setattr(asyncpg.Connection, "add_listener", add_listener)
     ear = Ear(empty_dsn, probe_seconds=0.02)
     async with ear.listening():
-        await until(lambda: ear.states == [ListenerState.LISTENING, ListenerState.DEGRADED, ListenerState.LISTENING])
+        await until(lambda: ear.states == [HintState.LISTENING, HintState.DEGRADED, HintState.LISTENING])
         await notify(connection, "two", "heard")
         await until(lambda: ear.heard == [("two", "heard")])
 
 
 async def test_without_a_server_a_listener_degrades_and_keeps_trying() -> None:
     ear = Ear("postgresql://nobody@127.0.0.1:1/none")
-    task = asyncio.create_task(ear.listener.run())
-    await until(lambda: ear.states == [ListenerState.DEGRADED] * 3)
+    task = asyncio.create_task(ear.transport.run())
+    await until(lambda: ear.states == [HintState.DEGRADED] * 3)
     await ended(task)

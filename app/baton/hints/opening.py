@@ -1,0 +1,77 @@
+"""Which transport the settings name, and whether it works at a start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..db import notification_delivery
+from ..errors import ConfigurationError
+from ..settings import Settings
+from .hints import Hints
+from .poll import PollTransport
+from .postgres import PostgresTransport
+from .sender import Sender
+from .transport import Owner, Transport
+
+
+def opened(settings: Settings, owner: Owner, *, name: str, count: Callable[[int], None] = lambda _sent: None) -> Hints:
+    """Return the hints of one process about one database; its owner awaits their `run()`.
+
+    `name` begins the names of its connections, such as "baton pod". `count` is called with the number of messages sent.
+
+    Raises:
+        ConfigurationError: what the transport needs is not installed.
+    """
+    if settings.hints_transport == "poll":
+        return Hints(PollTransport(owner, interval_seconds=settings.hints_poll_seconds), None)
+    transport = _transport(settings, owner, name)
+    sender = Sender(
+        settings.dsn,
+        transport,
+        name=f"{name} notify",
+        with_events=settings.notify_payloads,
+        prepare=settings.prepare,
+        count=count,
+    )
+    return Hints(transport, sender)
+
+
+async def check(settings: Settings) -> None:
+    """Check at a start that notifications arrive, if they are used, and that the database takes writes.
+
+    A NATS server may be away at the start: pods and workers poll until it is there.
+
+    Raises:
+        ConfigurationError: notifications do not arrive, or the server is a standby.
+    """
+    if settings.hints_transport == "postgres":
+        await notification_delivery.check_delivery(settings.listen_dsn, settings.dsn)
+    else:
+        await notification_delivery.check_writable(settings.dsn)
+
+
+def _transport(settings: Settings, owner: Owner, name: str) -> Transport:
+    if settings.hints_transport == "nats":
+        try:
+            from .nats import NatsTransport
+        except ImportError:
+            raise ConfigurationError(
+                "BATON_HINTS_URL names a NATS server, which needs another package. Run: pip install "
+                "'baton-stream[nats]'"
+            ) from None
+        return NatsTransport(
+            settings.dsn,
+            settings.hints_servers,
+            owner,
+            credentials=settings.hints_credentials,
+            probe_seconds=settings.listen_probe_seconds,
+            connect_seconds=settings.database_timeout_seconds,
+            name=name,
+        )
+    return PostgresTransport(
+        settings.listen_dsn,
+        owner,
+        probe_seconds=settings.listen_probe_seconds,
+        connect_seconds=settings.database_timeout_seconds,
+        name=f"{name} listen",
+    )
