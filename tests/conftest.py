@@ -8,13 +8,22 @@ import secrets
 import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 from testcontainers.community.postgres import PostgresContainer
 from tests.support.cluster import Cluster
 from tests.support.data_folder import data_folder
-from tests.support.databases import create_template, engine_answers, execute, make_quick, memory, named_database
+from tests.support.databases import (
+    create_template,
+    engine_answers,
+    execute,
+    make_quick,
+    memory,
+    named_database,
+    several_databases,
+)
 from tests.support.installed import binaries, installed_postgres
 
 from baton.demo.embedded import embedded_postgres
@@ -116,4 +125,18 @@ async def empty_dsn(postgres: str) -> AsyncIterator[str]:
 async def cluster(dsn: str) -> AsyncIterator[Cluster]:
     """No pods and no workers yet, on a database of the test's own."""
     async with Cluster(dsn) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+async def databases(postgres: str, template: str) -> AsyncIterator[dict[str, dict[str, Any]]]:
+    """The entries of `BATON_DATABASES` for two databases of one test, migrated and numbered."""
+    async with several_databases(postgres, template, 2) as entries:
+        yield entries
+
+
+@pytest.fixture
+async def many(databases: dict[str, dict[str, Any]]) -> AsyncIterator[Cluster]:
+    """No pods and no workers yet, on two databases of the test's own; its `pool` is of the first."""
+    async with Cluster(databases["a"]["url"], databases) as cluster:
         yield cluster

@@ -21,7 +21,8 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, NoDecode, SettingsConfigDict
 
-from . import cores, model_entries, webhook_addresses
+from . import cores, database_entries, model_entries, webhook_addresses
+from .database_entries import DatabaseEntry
 from .dsn.connection_strings import Dsn
 from .errors import ConfigurationError
 
@@ -67,6 +68,11 @@ class Settings(BaseSettings):
     listen_database_url: SecretStr | None = Field(
         None,
         description="A DSN for LISTEN that bypasses a transaction pooler; the default is `BATON_DATABASE_URL`",
+    )
+    databases: Annotated[dict[str, DatabaseEntry], NoDecode] = Field(
+        default_factory=dict,
+        description="Several databases instead of `BATON_DATABASE_URL`, as a JSON object: name → "
+        '`{"url": …, "listen_url": …, "number": 0, "weight": 1}`. See [several databases](several-databases.md)',
     )
     database_pool_size: int = Field(
         8, ge=1, le=200, description="Maximum number of connections that a pod uses for queries"
@@ -599,6 +605,11 @@ class Settings(BaseSettings):
         Dsn.parse(value.get_secret_value())
         return value
 
+    @field_validator("databases", mode="before")
+    @classmethod
+    def _parse_databases(cls, value: Any) -> Any:
+        return database_entries.parse(_json_object(value))
+
     @field_validator("pod_name", "worker_name")
     @classmethod
     def _is_printable(cls, value: str) -> str:
@@ -725,14 +736,16 @@ class Settings(BaseSettings):
     @field_validator("models", mode="before")
     @classmethod
     def _parse_models(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            try:
-                value = orjson.loads(value or "{}")
-            except orjson.JSONDecodeError:
-                raise ValueError("it must be a JSON object") from None
-        if not isinstance(value, dict):
-            raise ValueError("it must be a JSON object")
-        return model_entries.parse(value)
+        return model_entries.parse(_json_object(value))
+
+    @model_validator(mode="after")
+    def _databases_are_named_once(self) -> Self:
+        if self.databases and (self.database_url or self.listen_database_url):
+            raise ValueError(
+                "BATON_DATABASES replaces BATON_DATABASE_URL and BATON_LISTEN_DATABASE_URL. Unset these two: the "
+                'database of BATON_DATABASE_URL becomes an entry with "number": 0'
+            )
+        return self
 
     @model_validator(mode="after")
     def _no_generator_has_a_reserved_name(self) -> Self:
@@ -786,12 +799,36 @@ class Settings(BaseSettings):
             raise ConfigurationError(" ".join(_sentence(item) for item in error.errors())) from None
 
     @property
+    def all_databases(self) -> tuple[DatabaseEntry, ...]:
+        """Return the databases by number. The one of `BATON_DATABASE_URL` has the number 0 and no name.
+
+        Raises:
+            ConfigurationError: no database is configured.
+        """
+        if self.databases:
+            return tuple(sorted(self.databases.values(), key=lambda entry: entry.number))
+        return (DatabaseEntry("", 0, 1, SecretStr(self.dsn), self.listen_database_url),)
+
+    def of(self, database: DatabaseEntry) -> Self:
+        """Return the settings of what works with one database. With `BATON_DATABASE_URL`, these are the settings."""
+        if not self.databases:
+            return self
+        return self.model_copy(
+            update={"databases": {}, "database_url": database.url, "listen_database_url": database.listen_url}
+        )
+
+    @property
     def dsn(self) -> str:
         """Return the database's DSN in the form that asyncpg takes.
 
         Raises:
             ConfigurationError: no database is configured.
         """
+        if self.databases:
+            raise ConfigurationError(
+                "BATON_DATABASES names several databases, and this works with one. Set BATON_DATABASE_URL to that one "
+                "instead."
+            )
         if self.database_url is None:
             raise ConfigurationError(
                 "No database is configured. Set BATON_DATABASE_URL=postgresql://user:password@host:5432/name, "
@@ -802,7 +839,13 @@ class Settings(BaseSettings):
     @property
     def remarks(self) -> list[str]:
         """Return what an operator should know about the settings, without duplicates."""
-        urls = filter(None, (self.database_url, self.listen_database_url))
+        entries = self.databases.values()
+        given = [
+            self.database_url,
+            self.listen_database_url,
+            *(url for item in entries for url in (item.url, item.listen_url)),
+        ]
+        urls = filter(None, given)
         remarks = {remark for url in urls for remark in Dsn.parse(url.get_secret_value()).remarks}
         if unknown := self._unknown_variables():
             names = ", ".join(unknown)
@@ -857,6 +900,17 @@ class Settings(BaseSettings):
     def listen_dsn(self) -> str:
         """Return the DSN for the LISTEN connection."""
         return _plain(self.listen_database_url) if self.listen_database_url else self.dsn
+
+
+def _json_object(value: Any) -> dict[str, Any]:
+    if isinstance(value, str):
+        try:
+            value = orjson.loads(value or "{}")
+        except orjson.JSONDecodeError:
+            raise ValueError("it must be a JSON object") from None
+    if not isinstance(value, dict):
+        raise ValueError("it must be a JSON object")
+    return value
 
 
 def _plain(url: SecretStr) -> str:

@@ -692,7 +692,7 @@ async def counted_on(scene: Scene, worker: Worker) -> None:
     before = await scene.cluster.pool.fetchval(counter, worker.lease.worker_id)
     await until(
         lambda: all(
-            pod.pod.verifier._watch._counters.get(worker.lease.worker_id or UUID(int=0), 0) > before + 1
+            pod.shard.verifier._watch._counters.get(worker.lease.worker_id or UUID(int=0), 0) > before + 1
             for pod in scene.pods
         )
     )

@@ -281,18 +281,18 @@ async def test_keys_rotate_under_load_and_the_old_one_fails_after_its_grace(
         async with cluster.pool.acquire() as connection:
             new = await signing_keys.rotate(connection)
         for pod in play.pods:
-            pod.pod.verifier.forget()
+            pod.shard.verifier.forget()
         play.say()
         for watcher in play.watchers:
             await watcher.has(2)
-        await until(lambda: all(set(pod.pod.verifier.keys.secrets) == {before[0], new} for pod in play.pods))
+        await until(lambda: all(set(pod.shard.verifier.keys.secrets) == {before[0], new} for pod in play.pods))
         await cluster.pool.execute(
             "UPDATE baton.notify_key SET created_at = created_at - make_interval(secs => $1)",
             float(signing_keys.GRACE_SECONDS + signing_keys.REREAD_SECONDS),
         )
         for pod in play.pods:
-            pod.pod.verifier.forget()
-        await until(lambda: all(set(pod.pod.verifier.keys.secrets) == {new} for pod in play.pods))
+            pod.shard.verifier.forget()
+        await until(lambda: all(set(pod.shard.verifier.keys.secrets) == {new} for pod in play.pods))
         stolen = SigningKeys(dict([before]), await history.read(cluster.pool))
         for stream in map(UUID, play.ids):
             item = Append(stream, 1, play.said + 1, play.said + 1, text(666))

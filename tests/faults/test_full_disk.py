@@ -85,7 +85,7 @@ async def findings(cluster: Cluster) -> set[str]:
 async def test_a_full_disk_is_reported_everywhere_and_recovered_from(
     small_disk: tuple[SmallDisk, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("baton.pod.pod.LOOK_SECONDS", 0.1)
+    monkeypatch.setattr("baton.pod.database_watch.LOOK_SECONDS", 0.1)
     disk, dsn = small_disk
     async with Cluster(dsn) as cluster:
         pod = await cluster.pod()
@@ -133,7 +133,7 @@ async def test_a_full_disk_is_reported_everywhere_and_recovered_from(
 async def test_a_full_disk_error_is_noticed_at_once(cluster: Cluster) -> None:
     pod = await cluster.pod()
     with pytest.raises(Unavailable, match="no room") as caught:
-        async with translated(pod.pod.pool), pod.pod.pool.acquire() as connection:
+        async with translated(pod.shard.pool), pod.shard.pool.acquire() as connection:
             await connection.execute("DO $$ BEGIN RAISE disk_full; END $$")
     assert caught.value.operator == "the database's disk is full"
     assert (await cluster.client.get(f"{pod.url}/readyz")).json()["disk_full"] is True

@@ -59,12 +59,12 @@ async def test_a_black_hole_is_reported_and_listening_recovers_with_the_network(
         async with following(cluster.client, pod.url, author.id) as follower:
             await hears(cluster, pod)
             proxy.blackhole()
-            await until(lambda: pod.pod.listener.state is ListenerState.DEGRADED)
+            await until(lambda: pod.shard.listener.state is ListenerState.DEGRADED)
             assert await state(cluster, pod) == (200, "degraded", 0)
             await author.write(text(1))
             assert (await follower.next_event())["seq"] == 1
             proxy.resume()
-            await until(lambda: pod.pod.listener.state is ListenerState.LISTENING)
+            await until(lambda: pod.shard.listener.state is ListenerState.LISTENING)
             assert await state(cluster, pod) == (200, "listening", 1)
             await hears(cluster, pod)
             await author.write(end=True)
@@ -86,7 +86,7 @@ async def test_notifications_missed_while_not_listening_are_caught_up_on(cluster
                 assert await cluster.pool.fetch(query + " AND datname = current_database()", "baton pod listen")
             else:
                 proxy.cut()
-            await until(lambda: pod.pod.listener.state is ListenerState.DEGRADED)
+            await until(lambda: pod.shard.listener.state is ListenerState.DEGRADED)
             await author.write(text(2))
             proxy.resume()
             assert (await follower.next_event())["seq"] == 2

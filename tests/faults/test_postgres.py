@@ -200,7 +200,7 @@ async def test_a_gap_in_the_log_is_reported_and_then_refused(cluster: Cluster, w
         answer = await cluster.client.get(url, headers={"last-event-id": "4"})
         assert (answer.status_code, answer.json()["code"]) == (500, "log_damaged")
         reads = pod.metric("baton_log_reads_total")
-        await until(lambda: not pod.pod.relays._relays or pod.metric("baton_subscribers") == 0)
+        await until(lambda: not pod.shard.relays._relays or pod.metric("baton_subscribers") == 0)
         assert pod.metric("baton_log_reads_total") <= reads + 1
 
 

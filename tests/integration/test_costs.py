@@ -339,4 +339,4 @@ def value(metrics: WorkerMetrics, name: str, **labels: str) -> float:
 
 def waiting(pod: RunningPod) -> int:
     """How many subscribers wait for events."""
-    return sum(item.waiting for relay in pod.pod.relays._relays.values() for item in relay.subscribers)
+    return sum(item.waiting for relay in pod.shard.relays._relays.values() for item in relay.subscribers)

@@ -25,6 +25,7 @@ from baton.generators import GenerationRequest, Generator
 from baton.generators.protocol import Yielded
 from baton.outcome import Outcome
 from baton.pod.pod import Pod
+from baton.pod.shard import Shard
 from baton.server.graceful_shutdown import DrainingServer
 from baton.server.listening_socket import bind
 from baton.server.serve import uvicorn_config
@@ -54,6 +55,12 @@ class RunningPod:
         return pod
 
     @property
+    def shard(self) -> Shard:
+        """Its part for the only database."""
+        (shard,) = self.pod.shards
+        return shard
+
+    @property
     def name(self) -> str:
         return self.pod.settings.pod_name
 
@@ -81,10 +88,11 @@ async def serving(app: Starlette, *, baton_app: Starlette | None = None) -> Asyn
 
 
 class Cluster:
-    """Starts pods and workers on one database, and ends them all."""
+    """Starts pods and workers on one database, or on several (entries of `BATON_DATABASES`), and ends them all."""
 
-    def __init__(self, dsn: str) -> None:
+    def __init__(self, dsn: str, databases: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         self.dsn = dsn
+        self.databases = databases
         self.pods: list[RunningPod] = []
         self._serving: dict[str, contextlib.AsyncExitStack] = {}
         self._working: dict[Worker, asyncio.Task[None]] = {}
@@ -104,7 +112,8 @@ class Cluster:
         await self._stack.__aexit__(kind, error, trace)
 
     def settings(self, **given: Any) -> Settings:
-        return Settings.load(**QUICK | {"database_url": self.dsn} | given)
+        where = {"database_url": self.dsn} if self.databases is None else {"databases": dict(self.databases)}
+        return Settings.load(**QUICK | where | given)
 
     async def pod(self, **given: Any) -> RunningPod:
         settings = self.settings(**{"pod_name": f"pod-{len(self.pods) + 1}"} | given)

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 import asyncpg
 import docker
 from docker.errors import DockerException
 
+from baton.db.postgres import connect
+from baton.schema import numbering
 from baton.schema.migrate import migrate
+from baton.schema.numbering import NumberedDatabase
+from baton.settings import Settings
 
 
 def engine_answers() -> bool:
@@ -77,3 +84,35 @@ async def execute(dsn: str, statement: str) -> None:
         await connection.execute(statement)
     finally:
         await connection.close()
+
+
+@contextlib.asynccontextmanager
+async def several_databases(server: str, template: str, count: int) -> AsyncIterator[dict[str, dict[str, Any]]]:
+    """Make databases that share new streams equally; yield their entries for `BATON_DATABASES`: a, b, c, …"""
+    suffix = secrets.token_hex(4)
+    names = [f"baton_test_{suffix}_{index}" for index in range(count)]
+    try:
+        for name in names:
+            await execute(server, f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
+        entries = {
+            "abcdefgh"[index]: {"url": named_database(server, name), "number": index, "weight": 1}
+            for index, name in enumerate(names)
+        }
+        await number_databases(entries)
+        yield entries
+    finally:
+        for name in names:
+            await execute(server, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+
+async def number_databases(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Do what `baton migrate` does once all databases have the newest schema; return what it says."""
+    async with contextlib.AsyncExitStack() as stack:
+        numbered = []
+        for entry in Settings.load(databases=dict(entries)).all_databases:
+            connection = await connect(entry.url.get_secret_value(), name="test")
+            stack.push_async_callback(connection.close)
+            numbered.append(NumberedDatabase(entry, connection))
+        lines = await numbering.number(numbered)
+        shares = await numbering.record_weights(numbered)
+        return lines if shares is None else [*lines, shares]

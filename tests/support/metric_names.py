@@ -14,10 +14,11 @@ SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), 
 def metric_names() -> set[str]:
     """Return all names, with the suffixes that Prometheus adds."""
     pod = PodMetrics()
-    pod.partitions_end = pod.notify_queue_ratio = 0.0
-    pod.oldest_snapshot_seconds = 0.0
-    pod.open_streams = pod.waiting = 0
-    pod.queue = {"test": (1, 0.5)}
+    database = pod.of_database("")
+    database.partitions_end = database.notify_queue_ratio = 0.0
+    database.oldest_snapshot_seconds = 0.0
+    database.open_streams = database.waiting = 0
+    database.queue = {"test": (1, 0.5)}
     texts = [generate_latest(metrics.registry) for metrics in (pod, WorkerMetrics())]
     texts.append(rendered(states({0: True}, {0: 0})))
     return {

@@ -38,9 +38,11 @@ from ..errors import (
 )
 from ..observability import log_context, tracing
 from ..pod.pod import Pod
+from ..pod.shard import Shard
+from . import across_databases
 from .models import MAX_START_DAYS, CreateStream, Priority
 from .problems import path_of
-from .request import damaged, found, idempotency_key, pod_of, principal_of, require_events
+from .request import damaged, found, idempotency_key, pod_of, pool_of, principal_of, require_events
 from .request_body import SEND_LESS, readable_bytes
 
 logger = logging.getLogger(__name__)
@@ -116,10 +118,9 @@ async def create(
     """
     about = {"baton.generator": new.generator, "baton.tenant": new.tenant, "url.path": path_of(request)}
     with tracing.span("create", tracing.here(), kind="server", attributes=about) as span:
-        async with translated(pod_of(request).pool):
-            parent = None if span.traceparent is None else str(span.traceparent)
-            own_key = key or idempotency_key(request, body)
-            stream, created = await _create(request, replace(new, traceparent=parent), own_key)
+        parent = None if span.traceparent is None else str(span.traceparent)
+        own_key = key or idempotency_key(request, body)
+        stream, created = await _create(request, replace(new, traceparent=parent), own_key)
         span.set({"baton.stream.id": str(stream.id), "baton.created": created})
         log_context.enter_stream(stream.id)
         if created:
@@ -136,7 +137,7 @@ async def read(request: Request, stream_id: UUID, *, or_none: bool = False) -> C
         RawContent: its content is not events.
         StreamExpired, StreamNotFound, Unavailable: it cannot be read.
     """
-    pool = pod_of(request).pool
+    pool = pool_of(request, stream_id)
     lines: list[str] = []
     cursor, whole = 0, False
     async with translated(pool):
@@ -166,7 +167,7 @@ async def cancel(request: Request, stream_id: UUID) -> tuple[Stream, bool]:
     Raises:
         StreamExpired, StreamNotFound, Unavailable: it cannot be cancelled.
     """
-    pool = pod_of(request).pool
+    pool = pool_of(request, stream_id)
     async with translated(pool):
         await found(request, stream_id)
         where = await stream_ending.request_cancel(pool, stream_id)
@@ -183,7 +184,7 @@ async def erase(request: Request, stream_id: UUID) -> None:
     Raises:
         StreamExpired, StreamNotFound, Unavailable: it cannot be erased.
     """
-    pool = pod_of(request).pool
+    pool = pool_of(request, stream_id)
     async with translated(pool):
         stream = await found(request, stream_id)
         if not await stream_ending.erase(pool, stream_id, stream.tenant):
@@ -203,40 +204,49 @@ def token(request: Request, stream: Stream, wish: Wish) -> tuple[str | None, dat
 
 
 async def _create(request: Request, new: NewStream, key: IdempotencyKey | None) -> tuple[Stream, bool]:
-    pod = pod_of(request)
-    await take_create(request)
     if not new.generator:
         raise UnknownGenerator(
             "Name a generator: there is no default one.", operator="BATON_DEFAULT_GENERATOR is empty"
         )
+
+    async def is_taken(shard: Shard) -> bool:
+        return key is not None and await stream_creation.is_taken(shard.pool, new.tenant, key)
+
+    name = across_databases.name_of(new.tenant, new.metadata, None if key is None else key.key)
+    return await across_databases.create(request, name, lambda shard: _create_in(request, shard, new, key), is_taken)
+
+
+async def _create_in(request: Request, shard: Shard, new: NewStream, key: IdempotencyKey | None) -> tuple[Stream, bool]:
+    pod = pod_of(request)
+    await take_create(request, shard)
     if sentence := await pod.missing_generator(new.generator):
         raise UnknownGenerator(f"There is no generator called {new.generator!r:.80}.", operator=sentence)
     if new.start_after is not None:
         # A worker of an older release would start it at once.
-        await pod.require_current_code()
+        await shard.require_current_code()
     try:
         stream, created = await stream_creation.create(
-            pod.pool,
+            shard.pool,
             new,
             key,
             max_live=pod.settings.max_tenant_streams,
-            counts=pod.live_counts,
-            line=pod.queue_lines.of(new.generator),
+            counts=shard.live_counts,
+            line=shard.watch.queue_lines.of(new.generator),
         )
     except TooManyStreams:
         pod.metrics.rejected["tenant_streams"] += 1
         raise
     if created:
         announce = notifications.announce_held if new.held else notifications.announce_queued
-        await announce(pod.pool)
+        await announce(shard.pool)
     return stream, created
 
 
-async def take_create(request: Request) -> None:
-    """Raise CreateRateLimited unless the caller may create a stream now."""
+async def take_create(request: Request, shard: Shard) -> None:
+    """Raise CreateRateLimited unless the caller may create a stream in this database now."""
     pod, caller = pod_of(request), principal_of(request)
     rate = Rate(pod.settings.creates_per_second, pod.settings.creates_burst)
-    wait_seconds = await rate_buckets.take(pod.pool, caller.tenant, caller.name, rate)
+    wait_seconds = await rate_buckets.take(shard.pool, caller.tenant, caller.name, rate)
     if wait_seconds is not None:
         pod.metrics.rejected["creates_per_second"] += 1
         raise CreateRateLimited(

@@ -19,7 +19,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..db import stream_creation, streams
-from ..db.postgres import translated
 from ..db.stream_creation import IdempotencyKey
 from ..db.streams import Stream
 from ..dialects import agui
@@ -33,7 +32,8 @@ from ..errors import (
     StreamEnded,
     UnknownGenerator,
 )
-from . import actions, agui_resuming, aisdk_approvals, aisdk_turns, opening, stopping, waiting_answers
+from ..stream_ids import is_of_stream
+from . import across_databases, actions, agui_resuming, aisdk_approvals, aisdk_turns, opening, stopping, waiting_answers
 from .agui_bodies import RunAgentInput, as_json, calls_of, places_of, shown, thoughts_of
 from .aisdk_approvals import Answered
 from .aisdk_conversations import beside_input
@@ -46,8 +46,10 @@ from .request import (
     AsgiResponse,
     common_headers,
     found,
+    in_time,
     key_lifetime_seconds,
     pod_of,
+    pool_of,
     principal_of,
     require_events,
 )
@@ -184,7 +186,7 @@ def _refused(answers: Sequence[Answered]) -> list[Json]:
 
 async def _replay(request: Request, stream: Stream, has: Sequence[Json]) -> AsgiResponse:
     """Follow a stream from its beginning, after the messages before it. `has` are the messages of the client."""
-    async with translated(pod_of(request).pool):
+    async with in_time(request):
         await require_events(request, stream)
     run, messages = await _run(request, stream)
     thoughts = thoughts_of(has, stream.id.hex)
@@ -204,9 +206,8 @@ async def _continue(request: Request, stream: Stream, wait: int) -> AsgiResponse
 
 async def _run(request: Request, stream: Stream) -> tuple[Run, list[Json] | None]:
     """Return the run of a stream, and the messages before its answer; None if its input is no conversation."""
-    pool = pod_of(request).pool
-    async with translated(pool):
-        beside = await streams.read_continuation(pool, stream.id)
+    async with in_time(request):
+        beside = await streams.read_continuation(pool_of(request, stream.id), stream.id)
         asked = await read_input(request, stream.id)
     messages = shown(asked, beside, stream.id.hex)
     names: Mapping[str, str] = beside.get("agui") or {}
@@ -239,12 +240,12 @@ async def _find(request: Request, name: str) -> Stream | None:
     """
     stream = await _stream_with_id(request, name) or await _stream_of_run(request, name)
     if stream is None:
-        async with translated(pod_of(request).pool):
+        async with in_time(request):
             stream = _visible(request, await aisdk_turns.newest(request, name))
     if stream is not None:
         principal_of(request).require_in_time(stream.ended_at)
     elif (named := _STREAM_ID.fullmatch(name)) and named[1] and name != named[1]:
-        async with translated(pod_of(request).pool):
+        async with in_time(request):
             return await found(request, UUID(named[1]))
     return stream
 
@@ -253,18 +254,19 @@ async def _stream_with_id(request: Request, name: str) -> Stream | None:
     named = _STREAM_ID.fullmatch(name)
     stream_id = UUID(named[1] or named[2]) if named else None
     # Clients make up random ids, which are of another version.
-    if stream_id is None or stream_id.version != 7:
+    if stream_id is None or not is_of_stream(stream_id):
         return None
-    async with translated(pod_of(request).pool):
-        return _visible(request, await streams.get(pod_of(request).pool, stream_id))
+    async with in_time(request):
+        return _visible(request, await across_databases.get(request, stream_id))
 
 
 async def _stream_of_run(request: Request, run: str) -> Stream | None:
-    pool = pod_of(request).pool
-    async with translated(pool):
-        return _visible(
-            request, await stream_creation.created_by(pool, principal_of(request).tenant, _key(request, run, "").key)
-        )
+    key, tenant = _key(request, run, "").key, principal_of(request).tenant
+    # The database is that of the thread, which the request does not name.
+    stream = await across_databases.first(
+        pod_of(request).shards.all_open(), lambda shard: stream_creation.created_by(shard.pool, tenant, key)
+    )
+    return _visible(request, stream)
 
 
 def _visible(request: Request, stream: Stream | None) -> Stream | None:

@@ -12,14 +12,13 @@ from uuid import UUID
 
 from starlette.requests import Request
 
-from ..db.postgres import translated
 from ..dialects.agui_interrupts import Interrupt, parse_interrupt_id
 from ..dialects.aisdk_approval_id import Question
 from ..errors import IdempotencyConflict, InvalidRequest
 from . import aisdk_approvals, aisdk_waits, waiting_answers
 from .agui_bodies import ResumeEntry, RunAgentInput
 from .aisdk_approvals import ANSWERED_BEFORE, MOST, TWICE, Answered, Decision, Log
-from .request import found, pod_of, principal_of
+from .request import found, in_time, principal_of
 from .waiting_answers import Place, Reply
 
 _Asked: TypeAlias = tuple[Interrupt, ResumeEntry]
@@ -46,7 +45,7 @@ async def resume(request: Request, sent: RunAgentInput) -> Resumed:
     stream_id, wait = UUID(asked[0][0].stream), asked[0][0].wait
     if wait:
         principal_of(request).require("input")
-    async with translated(pod_of(request).pool):
+    async with in_time(request):
         stream = await found(request, stream_id)
     if stream.metadata.get("chat") != sent.threadId:
         raise InvalidRequest(f"No answer of this thread waits for the interrupt {asked[0][1].interruptId!r:.120}.")

@@ -68,7 +68,9 @@ from .request import (
     common_headers,
     found,
     idempotency_key,
+    in_time,
     pod_of,
+    pool_of,
     principal_of,
     query_of,
     require_events,
@@ -177,7 +179,7 @@ async def resume(request: Request) -> AsgiResponse:
     query = query_of(request, {_FROM.name, _REPLAY.name})
     raw = query.get(_FROM.name)
     start_index, replays = _start_index(raw), _replays(query.get(_REPLAY.name))
-    async with translated(pod_of(request).pool):
+    async with in_time(request):
         stream = await _stream_of(request, chat)
     if stream is None and raw is not None:
         return Response(aisdk.NO_ANSWER, headers=_headers(request))
@@ -199,7 +201,7 @@ async def resume(request: Request) -> AsgiResponse:
 )
 async def stop(request: Request) -> AsgiResponse:
     """Ask the generator of a chat's newest stream, or of a run, to stop."""
-    async with translated(pod_of(request).pool):
+    async with in_time(request):
         stream = await _stream_of(request, request.path_params["chat"])
     return await stopping.stop(request, stream)
 
@@ -267,8 +269,8 @@ def _new_stream(
 
 async def _earlier(request: Request, stream: Stream) -> Earlier | None:
     """Return the message that a stream continues; None if it continues none."""
-    async with translated(pod_of(request).pool):
-        message = (await streams.read_continuation(pod_of(request).pool, stream.id)).get("message")
+    async with in_time(request):
+        message = (await streams.read_continuation(pool_of(request, stream.id), stream.id)).get("message")
     return None if message is None else Earlier.of(message)
 
 
@@ -292,7 +294,7 @@ async def _follow(
     request: Request, stream: Stream, start_index: int, *, replay: bool = False, continued: bool = True, wait: int = 0
 ) -> AsgiResponse:
     """Follow a stream; `wait` is the number of the event `waiting` whose run is followed, and 0 for the first run."""
-    async with translated(pod_of(request).pool):
+    async with in_time(request):
         await require_events(request, stream)
     headers = {_RUN_ID.name: f"run_{stream.id.hex}" + (f"_{wait}" if wait else "")}
     earlier = await _earlier(request, stream) if continued else None
@@ -351,8 +353,9 @@ async def _places(pod: Pod, begun: Encoded[AiSdkState], stream_id: UUID) -> Plac
     reader = Reader(aisdk.AI_SDK, begun, 0)
     places = Places()
     places.read(begun.body)
-    async with translated(pod.pool):
-        async for page in event_log.pages(pod.pool, stream_id):
+    pool = pod.shards.of(stream_id).pool
+    async with translated(pool):
+        async for page in event_log.pages(pool, stream_id):
             places.read(reader.read(page))
     return places
 

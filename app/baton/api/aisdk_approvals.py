@@ -19,7 +19,6 @@ from uuid import UUID
 import orjson
 from starlette.requests import Request
 
-from ..db.postgres import translated
 from ..db.stream_creation import IdempotencyKey
 from ..db.streams import Stream
 from ..dialects.aisdk_approval_id import Question, parse_approval_id
@@ -31,7 +30,7 @@ from ..settings import Settings
 from ..snapshot import Snapshot, ToolCall
 from . import actions
 from .actions import Content
-from .request import found, key_lifetime_seconds, pod_of
+from .request import found, in_time, key_lifetime_seconds
 
 # In one message. Each may need a log to be read.
 MOST: Final = 32
@@ -261,7 +260,7 @@ class Log:
 async def read_log(request: Request, chat: str | None, stream_id: UUID) -> Log | None:
     """Read the log of a stream of a chat; None if it no longer exists."""
     try:
-        async with translated(pod_of(request).pool):
+        async with in_time(request):
             stream = await found(request, stream_id)
             if stream.metadata.get("chat") != chat:
                 return None

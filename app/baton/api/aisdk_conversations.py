@@ -19,7 +19,7 @@ from uuid import UUID
 
 from ..db import event_log, stream_lists, streams
 from ..db.event_log import Batch
-from ..db.postgres import Connection, Pool
+from ..db.postgres import Pool
 from ..db.stream_lists import StreamFilter
 from ..db.streams import Stream
 from ..dialects.aisdk_message import Earlier
@@ -27,6 +27,9 @@ from ..dialects.aisdk_page import parts_of
 from ..errors import GenerationError, LogDamaged
 from ..generators import conversation as forms
 from ..pod.request_bodies import LARGE_BYTES
+from ..pod.shard import Shard
+from ..stream_ids import is_of_stream
+from . import across_databases
 from .models import metadata_alternatives
 
 Json = dict[str, Any]
@@ -107,7 +110,7 @@ class Conversation:
         return replace(self, messages=self.messages[: self.places[index].start], places=self.places[:index])
 
 
-async def newest(connection: Connection, tenant: str, chat: str) -> tuple[Stream | None, int]:
+async def newest(shards: Sequence[Shard], tenant: str, chat: str) -> tuple[Stream | None, int]:
     """Return a chat's newest stream, and how many rows were read.
 
     If thousands of streams have the chat's id, only the newest of them are searched.
@@ -115,7 +118,7 @@ async def newest(connection: Connection, tenant: str, chat: str) -> tuple[Stream
     wanted = StreamFilter(tenant, metadata=metadata_alternatives({"chat": chat}))
     looked_at = 0
     for _ in range(_PAGES):
-        page = await stream_lists.find(connection, wanted, 1)
+        page = await across_databases.find(shards, wanted, 1)
         looked_at += page.scanned
         if page.streams:
             return page.streams[0], looked_at
@@ -140,10 +143,9 @@ async def read(pool: Pool, stream: Stream, before_large: Callable[[int], Awaitab
     return await asyncio.to_thread(_joined, stream, asked, beside, batches)
 
 
-async def erased(pool: Pool, conversation: Conversation) -> list[UUID]:
-    """Return the streams that began an answer of a conversation and no longer have a row."""
-    named = [stream_id for place in conversation.places if (stream_id := stream_of(place.id)) is not None]
-    return await streams.missing(pool, named)
+def named(conversation: Conversation) -> list[UUID]:
+    """Return the streams that began an answer of a conversation."""
+    return [stream_id for place in conversation.places if (stream_id := stream_of(place.id)) is not None]
 
 
 def stream_of(message_id: str | None) -> UUID | None:
@@ -155,7 +157,7 @@ def stream_of(message_id: str | None) -> UUID | None:
         stream_id = UUID(digits)
     except ValueError:
         return None
-    return stream_id if stream_id.version == 7 else None
+    return stream_id if is_of_stream(stream_id) else None
 
 
 def id_on_page(stream_id: UUID) -> str:

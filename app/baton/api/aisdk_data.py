@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..db.postgres import translated
 from ..db.streams import Stream
 from ..dialects.aisdk_data import AI_SDK_DATA, AiSdkData
 from ..errors import GenerationError, InvalidRequest, ReservedGenerator, UnknownGenerator
@@ -25,7 +24,7 @@ from .models import CreateStream
 from .opening import Opening
 from .parameters import IDEMPOTENCY_KEY
 from .refusals import CREATING, FOLLOWING, JOINING
-from .request import AsgiResponse, common_headers, pod_of, principal_of, query_of, require_events
+from .request import AsgiResponse, common_headers, in_time, principal_of, query_of, require_events
 from .request_body import parse_json, read_body, release_body
 from .routing import TEXT, Parameter, Returns, Routes
 from .validation import Items, Name, Text, storable, validated
@@ -107,12 +106,12 @@ async def resume_old(request: Request) -> AsgiResponse:
     if not chat:
         raise InvalidRequest("Name the chat: ?chatId=…")
     principal_of(request).require_tenant()
-    async with translated(pod_of(request).pool):
+    async with in_time(request):
         stream = await aisdk_turns.newest(request, chat)
     if stream is None or stream.ended:
         headers = {name.decode(): value.decode() for name, value in dialect.headers}
         return Response(b"", headers=common_headers(request) | headers)
-    async with translated(pod_of(request).pool):
+    async with in_time(request):
         await require_events(request, stream)
     return await _follow(request, stream, dialect)
 

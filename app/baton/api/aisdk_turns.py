@@ -20,8 +20,7 @@ from typing import Any, Final
 import orjson
 from starlette.requests import Request
 
-from ..db import retention, streams
-from ..db.postgres import translated
+from ..db import streams
 from ..db.stream_creation import IdempotencyKey, NewStream
 from ..db.streams import Stream
 from ..errors import (
@@ -33,9 +32,9 @@ from ..errors import (
     InvalidRequest,
     StreamExpired,
 )
-from . import actions, aisdk_conversations
+from . import across_databases, actions, aisdk_conversations
 from .aisdk_conversations import Conversation, Place
-from .request import charge_rows, key_lifetime_seconds, pod_of, principal_of
+from .request import charge_rows, in_time, key_lifetime_seconds, pool_of, principal_of
 from .request_body import turn_of, without_turn
 
 # No client can send a key that begins like this.
@@ -90,11 +89,11 @@ async def continued(request: Request, turn: Turn) -> Continued:
     principal = principal_of(request)
     principal.require("read")
     principal.require_tenant()
-    async with translated(pod_of(request).pool):
+    async with in_time(request):
         stream = await newest(request, turn.chat)
         if stream is None:
             return await _begin_chat(request, turn)
-        beside = await streams.read_continuation(pod_of(request).pool, stream.id)
+        beside = await streams.read_continuation(pool_of(request, stream.id), stream.id)
         if _is_repeated(turn, stream, beside):
             return Continued(repeated=stream)
         stream = await stopped(request, stream)
@@ -123,8 +122,8 @@ async def newest(request: Request, chat: str) -> Stream | None:
     """
     if "\0" in chat:
         raise InvalidRequest("A chat's id cannot contain a NUL character.")
-    async with pod_of(request).pool.acquire() as connection:
-        stream, looked_at = await aisdk_conversations.newest(connection, principal_of(request).tenant, chat)
+    homes = across_databases.homes_of_chat(request, chat)
+    stream, looked_at = await aisdk_conversations.newest(homes, principal_of(request).tenant, chat)
     charge_rows(request, looked_at)
     return stream
 
@@ -167,7 +166,7 @@ async def stopped(request: Request, stream: Stream) -> Stream:
             if stream.cancel_requested_at is None or pause is None:
                 raise AnswerRunning(_running(stream))
             await asyncio.sleep(pause)
-            found = await streams.get(pod_of(request).pool, stream.id)
+            found = await streams.get(pool_of(request, stream.id), stream.id)
             if found is None:
                 raise ConversationGone("The last answer of this chat was erased.")
             stream = found
@@ -182,12 +181,12 @@ def _running(stream: Stream) -> str:
 
 async def _read(request: Request, stream: Stream) -> Conversation:
     try:
-        conversation = await aisdk_conversations.read(pod_of(request).pool, stream, turn_of(request))
+        conversation = await aisdk_conversations.read(pool_of(request, stream.id), stream, turn_of(request))
     except GenerationError as error:
         raise InvalidRequest(f"The stored conversation cannot be continued: {error.message}") from None
-    for stream_id in await aisdk_conversations.erased(pod_of(request).pool, conversation):
+    for stream_id in await across_databases.missing(request, aisdk_conversations.named(conversation)):
         # An expired answer is still in the input of the newest stream, which is fine. An erased one must not be used.
-        if not isinstance(await retention.absence(pod_of(request).pool, stream_id), StreamExpired):
+        if not isinstance(await across_databases.absence(request, stream_id), StreamExpired):
             raise ConversationGone(f"The answer {stream_id} of this chat was erased.")
     return conversation
 
@@ -227,7 +226,7 @@ async def _mismatch(
 ) -> ConversationChanged | ConversationGone:
     """Return the error that says why a message does not fit the stored conversation."""
     stream_id = aisdk_conversations.stream_of(message_id)
-    if stream_id is not None and await streams.get(pod_of(request).pool, stream_id) is None:
+    if stream_id is not None and await across_databases.get(request, stream_id) is None:
         return await _not_stored(request, message_id)
     return ConversationChanged(
         f"The message {message_id!r:.120} is not at the end of this chat: its last answer is "
@@ -240,7 +239,7 @@ async def _not_stored(request: Request, message_id: str | None) -> ConversationG
     stream_id = aisdk_conversations.stream_of(message_id)
     if stream_id is None:
         return ConversationGone("No message of this chat is stored: it was erased, has expired, or never existed.")
-    why = await retention.absence(pod_of(request).pool, stream_id)
+    why = await across_databases.absence(request, stream_id)
     return ConversationGone(f"The message {message_id!r:.120} is not stored. {why}")
 
 

@@ -40,7 +40,7 @@ async def append(request: Request, wanted: AppendRequest) -> Appended | Refused:
         Unavailable: see `AppendQueue.append`.
     """
     pod, began = pod_of(request), time.monotonic()
-    done = await pod.appends.append(wanted)
+    done = await pod.shards.of(wanted.stream_id).appends.append(wanted)
     if isinstance(done, Appended):
         if done.duplicate:
             pod.metrics.appends.note_duplicate()

@@ -7,30 +7,21 @@ once a second for each kind of data, and each query has a bounded cost.
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Final
 from uuid import UUID
 
 from starlette.requests import Request
 
-from ..db import event_log, external_details, external_streams, pod_rows, stream_lists, streams, worker_rows
-from ..db.postgres import translated
+from ..db import stream_lists, streams
 from ..db.stream_lists import StreamFilter
 from ..errors import InternalError, InvalidRequest, NotHere
-from ..pod.pod import Pod
 from ..principal import Principal
 from ..version import __version__
-from . import pages, problems
+from . import console_reading, pages, problems
 from .console_content import (
     ConsolePage,
     OverviewContent,
-    QueueContent,
-    Surroundings,
-    counts_viewers,
-    pod_content,
     point_content,
-    stream_content,
-    worker_content,
 )
 from .models import ListStreams, ShowSince
 from .refusals import READING
@@ -38,7 +29,6 @@ from .request import AsgiResponse, json_answer, pod_of, principal_of, query_of
 from .routing import HTML, JSON, Returns, Routes
 from .validation import validated
 
-STREAMS_PER_PAGE: Final = 50
 FILES: Final = frozenset(
     (
         *("answer.js", "baton.css", "baton-stream.js", "chart.js", "console.js", "dom.js", "follow.js", "icon.svg"),
@@ -88,7 +78,9 @@ async def overview(request: Request) -> AsgiResponse:
     """Return the live pods and workers, and the numbers of the last minutes."""
     since = validated(ShowSince, query_of(request)).since
     pod, principal = pod_of(request), principal_of(request)
-    known = await pod.recent_answers.get(("overview", principal.tenant), lambda: _read_overview(pod, principal.tenant))
+    known = await pod.recent_answers.get(
+        ("overview", principal.tenant), lambda: console_reading.read_overview(pod, principal.tenant)
+    )
     content: OverviewContent = {
         "pod": pod.settings.pod_name,
         "version": __version__,
@@ -96,7 +88,7 @@ async def overview(request: Request) -> AsgiResponse:
         "anonymous": pod.gate.anonymous,
         "scopes": sorted(principal.scopes),
         **known,
-        "points": [point_content(point) for point in pod.sampler.points if point.at > since],
+        "points": [point_content(point) for point in console_reading.points(pod) if point.at > since],
     }
     return json_answer(request, content)
 
@@ -116,61 +108,15 @@ async def list_streams(request: Request) -> AsgiResponse:
     page = problems.address(request, problems.PAGE)
     content = await pod.recent_answers.get(
         ("streams", principal.tenant, wanted.model_dump_json(), page),
-        lambda: _read_streams(pod, principal, wanted, page),
+        lambda: console_reading.read_streams(pod, principal, _selection(principal, wanted), page),
     )
     return json_answer(request, content)
 
 
-async def _read_overview(pod: Pod, tenant: str) -> Surroundings:
-    async with translated(pod.pool), pod.pool.acquire() as connection:
-        queue = (await pod.queue_state(connection)).total
-        live = await stream_lists.live_counts(connection, tenant)
-        workers = [worker_content(pod, item) for item in await worker_rows.list_all(connection)]
-        alive = any(worker["alive"] for worker in workers)
-        return {
-            "live": {
-                "queued": live.queued,
-                "waiting": live.waiting,
-                "running": live.running,
-                "counted_up_to": stream_lists.MAX_SCANNED,
-            },
-            "queue": QueueContent(streams=queue.streams, oldest_seconds=queue.oldest_seconds),
-            "pods": [pod_content(pod, item) for item in await pod_rows.list_all(connection)],
-            "workers": workers,
-            "needs_worker": alive or queue.streams > 0 or await worker_rows.are_needed(connection),
-        }
-
-
-async def _read_streams(pod: Pod, caller: Principal, wanted: ListStreams, errors_page: str) -> ConsolePage:
+def _selection(caller: Principal, wanted: ListStreams) -> StreamFilter:
     first, last = _between(wanted)
     statuses = None if wanted.status is None else sorted(streams.LIVE) if wanted.status == "live" else [wanted.status]
-    selection = StreamFilter(caller.tenant, first, last, statuses)
-    async with translated(pod.pool), pod.pool.acquire() as connection:
-        found = await stream_lists.find(connection, selection, STREAMS_PER_PAGE)
-        pod.read_rates.charge_rows(caller.tenant, caller.name, found.scanned)
-        ids = [stream.id for stream in found.streams]
-        tails = await event_log.tails(connection, ids)
-        counted = [item for item in await pod_rows.list_all(connection) if counts_viewers(pod, item)]
-        watching = await pod_rows.viewers(connection, ids, counted)
-        silences = await worker_rows.silences(connection)
-        written = [item.id for item in found.streams if item.generator == external_streams.GENERATOR]
-        details = await external_details.read(connection, written)
-        at: datetime = await connection.fetchval("SELECT clock_timestamp()")
-    return {
-        "at": at,
-        "data": [
-            stream_content(
-                item,
-                tails.get(item.id, event_log.NOTHING).seq,
-                errors_page,
-                viewers=watching.get(item.id),
-                silent_seconds=silences.get(item.id) if item.status == "running" else None,
-                external=details.get(item.id),
-            )
-            for item in found.streams
-        ],
-        "next": None if found.before is None else str(found.before),
-    }
+    return StreamFilter(caller.tenant, first, last, statuses)
 
 
 def _between(wanted: ListStreams) -> tuple[UUID, UUID]:

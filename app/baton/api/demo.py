@@ -20,7 +20,7 @@ from ..db.notifications import KILL_CHANNEL, KILL_WORKER_CHANNEL
 from ..db.postgres import translated
 from ..errors import Forbidden
 from . import pages
-from .request import AsgiResponse, common_headers, json_answer, parse_stream_id, pod_of
+from .request import AsgiResponse, common_headers, json_answer, parse_stream_id, pod_of, pool_of
 from .request_body import parse_json, read_body
 from .routing import Routes
 from .validation import validated
@@ -53,8 +53,10 @@ async def kill(request: Request) -> AsgiResponse:
     _require_own_page(request)
     wanted = validated(Kill, parse_json(await read_body(request)))
     pod = pod_of(request)
-    async with translated(pod.pool):
-        await notifications.announce_kill(pod.pool, CHANNELS[wanted.role], wanted.name, time.time(), pod.verifier.keys)
+    for shard in pod.shards.open:
+        async with translated(shard.pool):
+            channel, keys = CHANNELS[wanted.role], shard.verifier.keys
+            await notifications.announce_kill(shard.pool, channel, wanted.name, time.time(), keys)
     return Response(status_code=202, headers=common_headers(request))
 
 
@@ -62,9 +64,9 @@ async def kill(request: Request) -> AsgiResponse:
 async def writer(request: Request) -> AsgiResponse:
     """Return the name of the worker that writes a stream now; null if none does."""
     stream_id = parse_stream_id(request.path_params["id"])
-    pod = pod_of(request)
-    async with translated(pod.pool):
-        return json_answer(request, {"worker": await worker_rows.name_of_writer(pod.pool, stream_id)})
+    pool = pool_of(request, stream_id)
+    async with translated(pool):
+        return json_answer(request, {"worker": await worker_rows.name_of_writer(pool, stream_id)})
 
 
 @ROUTES.undocumented("/demo/{name}", None)

@@ -22,7 +22,7 @@ from ..events import MAX_SEQ
 from ..pod.settling import UNSETTLED
 from .durable_paths import Addressed
 from .following import subscribe
-from .request import damaged, pod_of
+from .request import damaged, pool_of, shard_of
 
 # How often a page is read again because something came between two reads of the log.
 _TRIES: Final = 4
@@ -46,7 +46,7 @@ async def read_page(request: Request, there: Addressed, after: int) -> Page:
         LogDamaged: events are missing.
         Unavailable: a failover lost the end of the log, and it may come back; or the database does not answer.
     """
-    pool, stream_id = pod_of(request).pool, there.stream.id
+    pool, stream_id = pool_of(request, there.stream.id), there.stream.id
     if after >= MAX_SEQ:
         await _require_reached(request, stream_id, after)
     lost = False
@@ -74,7 +74,7 @@ async def read_page(request: Request, there: Addressed, after: int) -> Page:
 async def _require_reached(request: Request, stream_id: UUID, after: int) -> None:
     """Refuse an offset beyond the log, unless a failover is the reason and the log gets back what it lost."""
     subscriber = await subscribe(request, stream_id, after)
-    pod_of(request).relays.unsubscribe(subscriber)
+    shard_of(request, stream_id).relays.unsubscribe(subscriber)
 
 
 def page_of(there: Addressed, batches: Sequence[Batch], after: int, *, up_to_date: bool, closed: bool) -> Page:

@@ -17,12 +17,11 @@ from starlette.requests import Request
 
 from ..db import external_streams
 from ..db.external_streams import ExternalStream, Kind
-from ..db.postgres import translated
 from ..db.streams import Stream
 from ..errors import InvalidRequest, StreamNotFound, SubscriptionsNotSupported
-from . import content_types
+from . import across_databases, content_types
 from .durable_headers import EXPIRES_AT, TTL
-from .request import found, pod_of, principal_of
+from .request import found, in_time, pool_of, principal_of
 
 ROUTE: Final = "/v1/stream/{path:any}"
 PATH: Final[dict[str, Any]] = {
@@ -106,12 +105,14 @@ async def addressed(request: Request) -> Addressed:
         Unavailable: the database does not answer.
     """
     path = stream_path(request)
-    pool = pod_of(request).pool
-    async with translated(pool):
+    async with in_time(request):
         if is_id(path):
             return await _by_id(request, UUID(path))
         principal = principal_of(request)
-        external = await external_streams.find(pool, principal.tenant, path)
+        external = await across_databases.first(
+            across_databases.homes_of_path(request, path),
+            lambda shard: external_streams.find(shard.pool, principal.tenant, path),
+        )
         # A token must not learn of other streams than its own.
         if external is None or not principal.sees(external.tenant, external.stream_id):
             raise StreamNotFound(f"There is no stream at the path {path!r:.80}.")
@@ -122,7 +123,7 @@ async def _by_id(request: Request, stream_id: UUID) -> Addressed:
     stream = await found(request, stream_id)
     if stream.generator != external_streams.GENERATOR:
         return Addressed(stream, None)
-    external = await external_streams.get(pod_of(request).pool, stream_id)
+    external = await external_streams.get(pool_of(request, stream_id), stream_id)
     if external is None:
         raise StreamNotFound(f"The stream {stream_id} has expired.")
     return Addressed(stream, external)

@@ -39,7 +39,7 @@ from .durable_paths import PATH, ROUTE, Addressed, addressed
 from .following import count_resume, event_stream, subscribe, wait_for_events
 from .opening import HeadersOnly
 from .refusals import FOLLOWING, STREAM
-from .request import AsgiResponse, common_headers, damaged, header_of, pod_of, query_of
+from .request import AsgiResponse, common_headers, damaged, header_of, in_time, pod_of, pool_of, query_of, shard_of
 from .routing import EVENTS, JSON, AnswerHeader, Parameter, Returns, Routes
 from .validation import validated
 
@@ -114,8 +114,8 @@ ROUTES: Final = Routes("Durable Streams", path=PATH)
 async def describe_stream(request: Request) -> AsgiResponse:
     """Return the content type of a stream, its end so far, and how long it is kept."""
     there = await addressed(request)
-    async with translated(pod_of(request).pool):
-        tail = await event_log.read_tail(pod_of(request).pool, there.stream.id)
+    async with in_time(request):
+        tail = await event_log.read_tail(pool_of(request, there.stream.id), there.stream.id)
     page = end_of(there, tail)
     headers = common_headers(request) | _headers(there, page) | there.lifetime_headers
     headers |= {"content-type": there.content_type, STREAM_ID: str(there.stream.id)}
@@ -145,7 +145,7 @@ async def read_stream(request: Request) -> AsgiResponse:
     wanted = _wanted(request)
     there = await addressed(request)
     after = number_in(wanted.offset or BEGINNING, there.stream.id)
-    pool = pod_of(request).pool
+    pool = pool_of(request, there.stream.id)
     async with translated(pool):
         if there.external is not None:
             await external_streams.touch(pool, there.external)
@@ -180,7 +180,7 @@ async def _follow(request: Request, there: Addressed, after: int, cursor: int | 
     stream_id = there.stream.id
     subscriber = await subscribe(request, stream_id, after)
     with contextlib.ExitStack() as unless_followed:
-        unless_followed.callback(pod_of(request).relays.unsubscribe, subscriber)
+        unless_followed.callback(shard_of(request, there.stream.id).relays.unsubscribe, subscriber)
         relay = subscriber.relay
         reader = DurableReader(DIALECTS[there.kind], prefix_of(stream_id), after, cursor, lambda: relay.tail)
         # A client that has all there is learns that at once.
@@ -203,7 +203,7 @@ async def _long_poll(request: Request, there: Addressed, after: int, cursor: int
             raise damaged(there.stream.id)
         up_to_date, closed = subscriber.cursor >= relay.tail, subscriber.finished
     finally:
-        pod.relays.unsubscribe(subscriber)
+        shard_of(request, there.stream.id).relays.unsubscribe(subscriber)
     page = page_of(there, batches, after, up_to_date=up_to_date, closed=closed)
     more = {CURSOR: str(cursor_after(cursor))}
     if page.content:

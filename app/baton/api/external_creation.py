@@ -9,14 +9,15 @@ from typing import Any
 
 from starlette.requests import Request
 
-from ..db import external_streams
+from ..db import external_streams, stream_creation
 from ..db.external_streams import ExternalStream, NewExternal
-from ..db.postgres import translated
 from ..db.stream_creation import IdempotencyKey, Limits, NewStream
 from ..db.streams import Stream
 from ..errors import TooManyStreams
 from ..observability import log_context, tracing
-from . import actions
+from ..pod import placement
+from ..pod.shard import Shard
+from . import across_databases, actions
 from .problems import path_of
 from .request import pod_of, principal_of
 
@@ -57,24 +58,42 @@ async def create(
         TooManyStreams: the tenant has as many streams that have not ended as it may.
         IdempotencyConflict, Unavailable: see `external_streams.create`.
     """
-    pod, tenant = pod_of(request), principal_of(request).tenant
+    tenant, path = principal_of(request).tenant, new.path
     about = {"baton.generator": external_streams.GENERATOR, "baton.tenant": tenant, "url.path": path_of(request)}
+
+    async def is_taken(shard: Shard) -> bool:
+        if path is not None and await external_streams.find(shard.pool, tenant, path) is not None:
+            return True
+        return key is not None and await stream_creation.is_taken(shard.pool, tenant, key)
+
+    if path is not None:
+        name: str | None = placement.name_of_path(tenant, path)
+    else:
+        name = across_databases.name_of(tenant, new.stream.metadata, None if key is None else key.key)
     with tracing.span("create", tracing.here(), kind="server", attributes=about) as span:
-        async with translated(pod.pool):
-            await actions.take_create(request)
-            await pod.require_current_code()
-            parent = None if span.traceparent is None else str(span.traceparent)
-            new = replace(new, stream=replace(new.stream, traceparent=parent))
-            try:
-                stream, external, created = await external_streams.create(
-                    pod.pool, new, key, max_live=pod.settings.max_tenant_streams, counts=pod.live_counts
-                )
-            except TooManyStreams:
-                pod.metrics.rejected["tenant_streams"] += 1
-                raise
+        parent = None if span.traceparent is None else str(span.traceparent)
+        new = replace(new, stream=replace(new.stream, traceparent=parent))
+        stream, external, created = await across_databases.create(
+            request, name, lambda shard: _create_in(request, shard, new, key), is_taken
+        )
         span.set({"baton.stream.id": str(stream.id), "baton.created": created})
         log_context.enter_stream(stream.id)
         if created:
             known = {"generator": stream.generator, "tenant": tenant, "kind": external.kind}
             logger.info("Stream %s is open.", stream.id, extra=known)
     return stream, external, created
+
+
+async def _create_in(
+    request: Request, shard: Shard, new: NewExternal, key: IdempotencyKey | None
+) -> tuple[Stream, ExternalStream, bool]:
+    pod = pod_of(request)
+    await actions.take_create(request, shard)
+    await shard.require_current_code()
+    try:
+        return await external_streams.create(
+            shard.pool, new, key, max_live=pod.settings.max_tenant_streams, counts=shard.live_counts
+        )
+    except TooManyStreams:
+        pod.metrics.rejected["tenant_streams"] += 1
+        raise

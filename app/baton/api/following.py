@@ -75,7 +75,7 @@ def event_stream(request: Request, subscriber: Subscriber, reader: Reader[Any], 
     return EventStream(
         subscriber,
         reader,
-        pod.relays,
+        pod.shards.of(subscriber.relay.stream_id).relays,
         pod.streams,
         pod.metrics,
         reconnect_milliseconds=pod.settings.reconnect_milliseconds,
@@ -107,7 +107,7 @@ async def wait_for_end(
     except TimeoutError:
         return "timed out"
     finally:
-        pod.relays.unsubscribe(subscriber)
+        pod.shards.of(stream_id).relays.unsubscribe(subscriber)
     if relay.damaged:
         raise damaged(stream_id)
     _require_admitted(request)
@@ -151,7 +151,7 @@ async def awaiting_inputs(request: Request, stream_id: UUID) -> AsyncIterator[Ca
     relay = subscriber.relay
     try:
         async with _watched_client(request, subscriber) as client:
-            with pod.input_hints.waiting(stream_id, subscriber) as hint:
+            with pod.shards.of(stream_id).input_hints.waiting(stream_id, subscriber) as hint:
 
                 def over() -> bool:
                     return relay.ended or relay.over or pod.draining or client.done()
@@ -169,7 +169,7 @@ async def awaiting_inputs(request: Request, stream_id: UUID) -> AsyncIterator[Ca
 
                 yield wait
     finally:
-        pod.relays.unsubscribe(subscriber)
+        pod.shards.of(stream_id).relays.unsubscribe(subscriber)
 
 
 @contextlib.asynccontextmanager
@@ -201,7 +201,7 @@ async def _join(request: Request, stream_id: UUID, cursor: int, *, views: bool =
         raise StreamNotFound(f"There is no stream {stream_id}.")
     pod = pod_of(request)
     pod.before_joining()
-    relays = pod.relays
+    relays = pod.shards.of(stream_id).relays
     subscriber = await relays.subscribe(stream_id, cursor, principal.tenant, views=views)
     try:
         principal.require_in_time(subscriber.relay.ended_at)
@@ -217,8 +217,9 @@ async def _waits(pod: Pod, stream_id: UUID) -> bool:
     Raises:
         TooManyQueries, Unavailable: it cannot be read.
     """
-    async with translated(pod.pool):
-        stream = await streams.get(pod.pool, stream_id)
+    pool = pod.shards.of(stream_id).pool
+    async with translated(pool):
+        stream = await streams.get(pool, stream_id)
     return stream is not None and stream.status == "waiting"
 
 

@@ -14,7 +14,7 @@ from ..db.postgres import translated
 from ..db.streams import Stream
 from ..errors import IdempotencyConflict, InboxFull, MessageTooLarge, RequestError, StreamEnded
 from ..events import encode_object
-from .request import found, pod_of
+from .request import found, pod_of, pool_of
 from .request_body import readable_bytes
 
 # What becomes of an input that the generator gets: now, or before under the same key.
@@ -45,7 +45,7 @@ async def send(request: Request, stream_id: UUID, data: Any, key: str | None = N
 
 
 async def _added(request: Request, stream_id: UUID, content: bytes, key: str | None) -> Added:
-    pool = pod_of(request).pool
+    pool = pool_of(request, stream_id)
     async with translated(pool):
         stream = await found(request, stream_id)
         await require_room(request, stream, content, key)
@@ -60,9 +60,9 @@ async def announce(request: Request, stream_id: UUID, added: Iterable[Added]) ->
     """Wake the generator of a stream that inputs were added to, after their commit."""
     results = {each.result for each in added}
     if "woken" in results:
-        await notifications.announce_held(pod_of(request).pool)
+        await notifications.announce_held(pool_of(request, stream_id))
     elif "added" in results:
-        await notifications.announce_input(pod_of(request).pool, stream_id)
+        await notifications.announce_input(pool_of(request, stream_id), stream_id)
 
 
 async def refusal(request: Request, stream: Stream, added: Added) -> RequestError:
@@ -78,12 +78,12 @@ async def refusal(request: Request, stream: Stream, added: Added) -> RequestErro
             # The row that was read before may be older.
             status = stream.status if stream.ended else (await found(request, stream.id)).status
             return StreamEnded(f"The stream has ended as {status}, so nothing can be sent to it.")
-    return await retention.absence(pod_of(request).pool, stream.id)
+    return await retention.absence(pool_of(request, stream.id), stream.id)
 
 
 async def require_room(request: Request, stream: Stream, content: bytes, key: str | None) -> None:
     """Raise InboxFull if the inputs of a stream, with this one, would have too many bytes."""
-    pool, max_bytes = pod_of(request).pool, pod_of(request).settings.max_input_bytes
+    pool, max_bytes = pool_of(request, stream.id), pod_of(request).settings.max_input_bytes
     if not stream.ended and not await inputs.has_room(pool, stream.id, key, len(content), max_bytes):
         raise InboxFull(
             f"The inputs of the stream have {readable_bytes(max_bytes)}, and it takes no more of them.",

@@ -13,7 +13,6 @@ from typing import Any, Final
 from starlette.requests import Request
 from typing_extensions import TypedDict
 
-from ..db.postgres import translated
 from ..errors import (
     InvalidRequest,
     LangGraphNotSupported,
@@ -36,7 +35,7 @@ from .langgraph_bodies import (
 from .langgraph_errors import LANGGRAPH_ERROR
 from .langgraph_runs import PREFIX, THREAD
 from .refusals import GUARDED, READING, WHOLE
-from .request import AsgiResponse, json_answer, pod_of, principal_of
+from .request import AsgiResponse, in_time, json_answer, pod_of, principal_of
 from .request_body import parse_json, read_body
 from .routing import JSON, Returns, Routes
 from .validation import validated
@@ -200,15 +199,14 @@ async def _json(request: Request) -> Any:
 
 
 async def _names(pod: Pod) -> list[str]:
-    async with translated(pod.pool):
-        return sorted(await openai_models.names(pod))
+    return sorted(await openai_models.names(pod))
 
 
 async def _state(request: Request, thread_id: str) -> ThreadState | None:
     stream = await langgraph_reading.newest(request, thread_id)
     if stream is None:
         return None
-    async with translated(pod_of(request).pool):
+    async with in_time(request):
         there = await langgraph_reading.latest_run(request, thread_id, stream)
     return langgraph_reading.thread_state(there, await langgraph_reading.state_of(request, there))
 
@@ -217,7 +215,7 @@ async def _thread(request: Request, thread_id: str) -> ThreadContent:
     stream = await langgraph_reading.newest(request, thread_id)
     if stream is None:
         return _new_thread(thread_id)
-    async with translated(pod_of(request).pool):
+    async with in_time(request):
         there = await langgraph_reading.latest_run(request, thread_id, stream)
     state = langgraph_reading.thread_state(there, await langgraph_reading.state_of(request, there))
     changed_at = state["created_at"] or stream.created_at.isoformat()

@@ -18,7 +18,6 @@ from starlette.requests import Request
 
 from ..db import event_log
 from ..db.event_log import Batch
-from ..db.postgres import translated
 from ..db.streams import Stream
 from ..dialects import langgraph_messages as messages
 from ..dialects.langgraph import LangGraph, LangGraphState, Run, run_of
@@ -27,7 +26,7 @@ from ..events import STREAM_ID
 from ..generators.conversation import messages as chat_messages
 from . import aisdk_turns, stored_conversations
 from .langgraph_bodies import RunContent, RunStatus, ThreadState, ThreadStatus
-from .request import found, pod_of, principal_of, require_events
+from .request import found, in_time, pool_of, principal_of, require_events
 from .stored_conversations import Message
 
 Json = dict[str, Any]
@@ -84,7 +83,7 @@ async def newest(request: Request, thread_id: str) -> Stream | None:
     """
     principal = principal_of(request)
     principal.require_tenant()
-    async with translated(pod_of(request).pool):
+    async with in_time(request):
         stream = await aisdk_turns.newest(request, thread_id)
     if stream is not None:
         principal.require_in_time(stream.ended_at)
@@ -102,7 +101,7 @@ async def find(request: Request, thread_id: str, run_id: str) -> FoundRun:
     if parsed is None:
         raise StreamNotFound(f"There is no run {run_id!r:.80}.")
     wait = int(parsed[2] or 0)
-    async with translated(pod_of(request).pool):
+    async with in_time(request):
         stream = await found(request, UUID(parsed[1]))
         await require_events(request, stream)
         waits = await waits_of(request, stream)
@@ -124,7 +123,7 @@ async def waits_of(request: Request, stream: Stream) -> list[Wait]:
     if stream.run <= 1 and stream.waiting_since is None:
         return []
     found_waits: list[Wait] = []
-    async for page in event_log.pages(pod_of(request).pool, stream.id):
+    async for page in event_log.pages(pool_of(request, stream.id), stream.id):
         for batch in page:
             for seq, line in enumerate(batch.lines, batch.first_seq):
                 if line.startswith(_WAITING):
@@ -146,8 +145,8 @@ async def state_of(request: Request, there: FoundRun) -> LangGraphState:
     """
     before = await earlier(request, there)
     batches: list[Batch] = []
-    async with translated(pod_of(request).pool):
-        async for page in event_log.pages(pod_of(request).pool, there.stream.id):
+    async with in_time(request):
+        async for page in event_log.pages(pool_of(request, there.stream.id), there.stream.id):
             batches += page
     return await asyncio.to_thread(after_all, there.run, before, batches)
 

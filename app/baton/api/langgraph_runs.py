@@ -16,8 +16,6 @@ from urllib.parse import quote, urlencode
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..db import stream_lists
-from ..db.postgres import translated
 from ..db.stream_lists import StreamFilter
 from ..dialects.langgraph import MODES, LangGraph, LangGraphResult, Mode
 from ..errors import (
@@ -34,7 +32,7 @@ from ..errors import (
     UnknownGenerator,
 )
 from ..events import MAX_SEQ, parse_cursor
-from . import actions, langgraph_reading, langgraph_turns, opening
+from . import across_databases, actions, langgraph_reading, langgraph_turns, opening
 from .admission import Handler
 from .answering import cancelling
 from .event_types import LangGraphEvent
@@ -46,7 +44,16 @@ from .models import metadata_alternatives
 from .opening import Opening
 from .parameters import IDEMPOTENCY_KEY
 from .refusals import CREATING, FOLLOWING, JOINING, WHOLE
-from .request import AsgiResponse, charge_rows, common_headers, header_of, json_answer, pod_of, principal_of, query_of
+from .request import (
+    AsgiResponse,
+    charge_rows,
+    common_headers,
+    header_of,
+    in_time,
+    json_answer,
+    principal_of,
+    query_of,
+)
 from .request_body import parse_json, read_body, release_body
 from .routing import EVENTS, JSON, AnswerHeader, Parameter, Returns, Routes
 from .validation import validated
@@ -87,6 +94,8 @@ _RESULT: Final = Returns(
     "The values of the thread; `__interrupt__` in them is what it waits for. Or `__error__`.", {JSON: dict[str, Any]}
 )
 
+_THREADS: Final = uuid.UUID("0a6f1f3e-6d0c-5d0f-9f0b-2f1d5a0c7b11")  # the namespace of their ids
+
 ROUTES: Final = Routes("LangGraph", path={"thread": THREAD, "run": RUN}, form=LANGGRAPH_ERROR)
 
 
@@ -106,7 +115,7 @@ def _beginning(path: str, answer: Returns) -> Callable[[Handler], Handler]:
 @_beginning("/runs/stream", _FRAMES)
 async def stream_new_thread(request: Request) -> AsgiResponse:
     """Begin a run of a new thread, and follow it."""
-    return await _stream(request, _new_thread())
+    return await _stream(request, _new_thread(request))
 
 
 @_beginning("/threads/{thread}/runs/stream", _FRAMES)
@@ -118,7 +127,7 @@ async def stream_run(request: Request) -> AsgiResponse:
 @_beginning("/runs/wait", _RESULT)
 async def wait_for_new_thread(request: Request) -> AsgiResponse:
     """Begin a run of a new thread, and wait for its end."""
-    return await _wait(request, _new_thread())
+    return await _wait(request, _new_thread(request))
 
 
 @_beginning("/threads/{thread}/runs/wait", _RESULT)
@@ -130,7 +139,7 @@ async def wait_for_run(request: Request) -> AsgiResponse:
 @_beginning("/runs", _CREATED)
 async def create_run_of_new_thread(request: Request) -> AsgiResponse:
     """Begin a run of a new thread."""
-    return await _create(request, _new_thread())
+    return await _create(request, _new_thread(request))
 
 
 @_beginning("/threads/{thread}/runs", _CREATED)
@@ -155,11 +164,10 @@ async def list_runs(request: Request) -> AsgiResponse:
     principal.require_tenant()
     wanted = StreamFilter(principal.tenant, metadata=metadata_alternatives({"chat": thread_id}))
     end = options.offset + options.limit
-    async with translated(pod_of(request).pool):
-        async with pod_of(request).pool.acquire() as connection:
-            # How many of the runs have the status is not known before.
-            most = end if options.status is None else _MOST_LISTED
-            page = await stream_lists.find(connection, wanted, most)
+    async with in_time(request):
+        # How many of the runs have the status is not known before.
+        most = end if options.status is None else _MOST_LISTED
+        page = await across_databases.find(across_databases.homes_of_chat(request, thread_id), wanted, most)
         charge_rows(request, page.scanned)
         skipped = options.offset if options.status is None else 0
         runs = [await langgraph_reading.latest_run(request, thread_id, stream) for stream in page.streams[skipped:]]
@@ -312,5 +320,7 @@ def _address(there: FoundRun) -> str:
     return f"/threads/{quote(there.run.thread_id, safe='')}/runs/{there.run.id}"
 
 
-def _new_thread() -> str:
-    return str(uuid.uuid4())
+def _new_thread(request: Request) -> str:
+    """Return the id of a new thread. A repeated request has the same, so that its thread is found in one database."""
+    key = header_of(request, "Idempotency-Key")
+    return str(uuid.uuid4() if key is None else uuid.uuid5(_THREADS, f"{principal_of(request).tenant}\n{key}"))

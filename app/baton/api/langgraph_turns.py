@@ -23,7 +23,7 @@ from starlette.requests import Request
 
 from ..db import stream_creation, streams
 from ..db.inputs import Added
-from ..db.postgres import Connection, translated
+from ..db.postgres import Connection
 from ..db.stream_creation import IdempotencyKey, NewStream
 from ..db.streams import Stream
 from ..dialects.langgraph import run_of
@@ -39,12 +39,20 @@ from ..errors import (
     UnknownGenerator,
 )
 from ..events import encode_object
-from . import actions, aisdk_turns, input_sending, langgraph_reading, stored_conversations, waiting_answers
+from . import (
+    across_databases,
+    actions,
+    aisdk_turns,
+    input_sending,
+    langgraph_reading,
+    stored_conversations,
+    waiting_answers,
+)
 from .aisdk_conversations import Place, beside_input
 from .langgraph_bodies import CreateRun
 from .langgraph_reading import FoundRun, Wait
 from .models import CreateStream
-from .request import idempotency_key, pod_of, principal_of
+from .request import idempotency_key, in_time, pool_of, principal_of
 from .stored_conversations import StoredConversation
 from .validation import validated
 from .waiting_answers import Given, NotTaken
@@ -118,7 +126,7 @@ async def _new_stream(request: Request, thread_id: str, wanted: CreateRun, past:
 
 async def _begun_before(request: Request, stream: Stream) -> FoundRun:
     """Return the run that the same request has begun. A new thread's has the thread of the first request."""
-    async with translated(pod_of(request).pool):
+    async with in_time(request):
         waits = await langgraph_reading.waits_of(request, stream)
     return FoundRun(run_of(stream, str(stream.metadata["chat"])), stream, [wait.seq for wait in waits])
 
@@ -130,14 +138,19 @@ async def _past(request: Request, thread_id: str, wanted: CreateRun, body: bytes
     """
     digest = hashlib.sha256(body).hexdigest()
     key = idempotency_key(request, body)
-    pool, tenant = pod_of(request).pool, principal_of(request).tenant
-    async with translated(pool):
+    tenant = principal_of(request).tenant
+    async with in_time(request):
         newest = await aisdk_turns.newest(request, thread_id)
-        if key is not None and (before := await stream_creation.repeated(pool, tenant, key)) is not None:
-            return before
+        if key is not None:
+            homes = across_databases.homes_of_chat(request, thread_id)
+            before = await across_databases.first(
+                homes, lambda shard: stream_creation.repeated(shard.pool, tenant, key)
+            )
+            if before is not None:
+                return before
         if newest is not None and not newest.ended:
             interrupts = wanted.multitask_strategy == "interrupt"
-            beside = await streams.read_continuation(pool, newest.id)
+            beside = await streams.read_continuation(pool_of(request, newest.id), newest.id)
             if beside.get("digest") == digest and not interrupts and newest.status != "waiting":
                 return newest
             if interrupts:
@@ -224,14 +237,14 @@ async def _resume(request: Request, thread_id: str, resume: Any) -> FoundRun:
     """Give an answer to the stream that waits for it; return the run that follows."""
     principal_of(request).require("input")
     stream = await langgraph_reading.newest(request, thread_id)
-    async with translated(pod_of(request).pool):
+    async with in_time(request):
         waits = [] if stream is None else await langgraph_reading.waits_of(request, stream)
     if stream is None or stream.ended or not waits:
         raise NothingToResume(f"The thread {thread_id!r:.80} waits for no answer.")
     wait = _wait_of(stream, waits, resume)
     await _send(request, stream, wait, _answers(stream, wait, resume), late=wait is not waits[-1])
-    async with translated(pod_of(request).pool):
-        stream = await streams.get(pod_of(request).pool, stream.id) or stream
+    async with in_time(request):
+        stream = await streams.get(pool_of(request, stream.id), stream.id) or stream
     return FoundRun(run_of(stream, thread_id, wait.seq), stream, [known.seq for known in waits])
 
 

@@ -13,7 +13,6 @@ from ..auth import credentials
 from ..auth.tokens import Wish, granted
 from ..db import stream_lists
 from ..db.external_streams import NewExternal
-from ..db.postgres import translated
 from ..db.stream_lists import StreamFilter
 from ..db.streams import Stream
 from ..errors import (
@@ -27,7 +26,7 @@ from ..errors import (
     UnknownGenerator,
 )
 from ..snapshot import Snapshot
-from . import actions, content_types, external_creation, native_events, problems
+from . import across_databases, actions, content_types, external_creation, native_events, problems
 from .event_types import Event
 from .following import require_followable, require_staying, wait_for_end
 from .models import (
@@ -50,6 +49,7 @@ from .request import (
     common_headers,
     found,
     idempotency_key,
+    in_time,
     json_answer,
     parse_stream_id,
     pod_of,
@@ -192,8 +192,7 @@ async def find_streams(request: Request) -> AsgiResponse:
         statuses=None if options.status is None else [options.status],
         metadata=metadata_alternatives(metadata),
     )
-    async with translated(pod_of(request).pool), pod_of(request).pool.acquire() as connection:
-        page = await stream_lists.find(connection, selection, options.limit)
+    page = await across_databases.find(pod_of(request).shards.all_open(), selection, options.limit)
     charge_rows(request, page.scanned)
     following = None
     if page.before is not None:
@@ -266,7 +265,7 @@ async def make_token(request: Request) -> AsgiResponse:
     body = await read_body(request)
     wish = validated(TokenOptions, parse_json(body) if body else {}).wish()
     stream_id = parse_stream_id(request.path_params["id"])
-    async with translated(pod_of(request).pool):
+    async with in_time(request):
         stream = await found(request, stream_id)
     token, expires_at = actions.token(request, stream, wish)
     if token is None:

@@ -9,7 +9,6 @@ from uuid import UUID
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..db.postgres import translated
 from ..db.streams import Stream
 from ..errors import InvalidRequest, PodFull, TooManySubscribers
 from . import signs_of_life
@@ -17,7 +16,7 @@ from .following import wait_for_end
 from .models import GetStream
 from .native_events import PATH
 from .refusals import WHOLE
-from .request import AsgiResponse, common_headers, found, json_answer, parse_stream_id, pod_of, query_of
+from .request import AsgiResponse, common_headers, found, in_time, json_answer, parse_stream_id, query_of
 from .routing import JSON, Returns, Routes
 from .stream_content import StreamEnd, describe_end
 from .validation import validated
@@ -56,7 +55,7 @@ async def _awaited(request: Request, stream_id: UUID, seconds: float) -> Stream:
     clock = asyncio.get_running_loop()
     due_at = clock.time() + seconds
     while True:
-        async with translated(pod_of(request).pool):
+        async with in_time(request):
             stream = await found(request, stream_id)
             await signs_of_life.note(request, stream)
         left_seconds = due_at - clock.time()

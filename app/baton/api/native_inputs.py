@@ -16,7 +16,6 @@ from typing_extensions import TypedDict
 
 from ..db import inputs
 from ..db.inputs import Input
-from ..db.postgres import translated
 from ..db.streams import Stream
 from ..errors import (
     BodyTimeout,
@@ -38,7 +37,16 @@ from .models import ReadInputs, SendInput
 from .native_events import PATH
 from .parameters import IDEMPOTENCY_KEY
 from .refusals import STREAM
-from .request import AsgiResponse, found, idempotency_key, json_answer, parse_stream_id, pod_of, query_of
+from .request import (
+    AsgiResponse,
+    found,
+    idempotency_key,
+    in_time,
+    json_answer,
+    parse_stream_id,
+    pool_of,
+    query_of,
+)
 from .request_body import parse_json, read_body
 from .routing import JSON, Returns, Routes
 from .validation import JsonValue, validated
@@ -164,9 +172,9 @@ async def _awaited(request: Request, stream_id: UUID, options: ReadInputs) -> _F
 
 
 async def _read(request: Request, stream_id: UUID, after: int) -> _Found:
-    async with translated(pod_of(request).pool):
+    async with in_time(request):
         stream = await found(request, stream_id)
         await signs_of_life.note(request, stream)
         # An input that came as the stream ended may still be there.
-        page = [] if stream.ended else await inputs.read(pod_of(request).pool, stream_id, after)
+        page = [] if stream.ended else await inputs.read(pool_of(request, stream_id), stream_id, after)
         return _Found(stream, page)

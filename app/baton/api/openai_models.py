@@ -11,8 +11,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
-from ..db import worker_rows
-from ..db.postgres import translated
 from ..errors import NotHere, RequestError, UnknownModel
 from ..generators.registry import configured_names
 from ..pod.pod import Pod
@@ -20,7 +18,7 @@ from . import anthropic_errors, anthropic_models, openai_errors, problems
 from .anthropic_models import AnthropicModel, AnthropicModelList, PageOfModels, wants_anthropic
 from .error_forms import answered_by
 from .refusals import READING
-from .request import AsgiResponse, json_answer, pod_of, principal_of
+from .request import AsgiResponse, in_time, json_answer, pod_of, principal_of
 from .routing import JSON, ErrorForm, Returns, Routes
 
 _ALL_METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
@@ -68,7 +66,7 @@ ROUTES: Final = Routes("OpenAI", path={"name": {"type": "string", "minLength": 1
 async def list_models(request: Request) -> AsgiResponse:
     """List the models: the generators of this pod and of the workers."""
     principal_of(request).require_tenant()
-    async with translated(pod_of(request).pool):
+    async with in_time(request):
         found = sorted(await names(pod_of(request)))
     if wants_anthropic(request):
         page = anthropic_models.page_of(request, found)
@@ -89,7 +87,7 @@ async def get_model(request: Request) -> AsgiResponse:
     """Return a model, if it exists."""
     principal_of(request).require_tenant()
     name = request.path_params["name"]
-    async with translated(pod_of(request).pool):
+    async with in_time(request):
         if name not in await names(pod_of(request)):
             raise UnknownModel(f"There is no model called {name!r:.80}.")
     if wants_anthropic(request):
@@ -107,7 +105,7 @@ async def not_here(request: Request) -> AsgiResponse:
 
 async def names(pod: Pod) -> frozenset[str]:
     """Return the names of all models: the generators of this pod and of the workers, and other names of them."""
-    return configured_names(pod.settings) | await worker_rows.offered_generators(pod.pool)
+    return configured_names(pod.settings) | await pod.offered_generators()
 
 
 def _model(name: str) -> ModelContent:

@@ -23,7 +23,7 @@ from ..errors import CursorBeyondTail, PassingError, Unavailable
 from ..pod.subscriber import Subscriber
 from .admission import LEAVING
 from .following import count_resume, event_stream, require_followable, subscribe
-from .request import AsgiResponse, common_headers, damaged, pod_of, raw_content, stream_headers
+from .request import AsgiResponse, common_headers, damaged, pod_of, raw_content, shard_of, stream_headers
 
 State = TypeVar("State")
 
@@ -92,7 +92,7 @@ async def _follow(request: Request, stream_id: UUID, opening: Opening[Any]) -> A
         require_followable(request)
     subscriber = await subscribe(request, stream_id, opening.cursor)
     with contextlib.ExitStack() as unless_followed:
-        unless_followed.callback(pod_of(request).relays.unsubscribe, subscriber)
+        unless_followed.callback(shard_of(request, stream_id).relays.unsubscribe, subscriber)
         if not subscriber.relay.carries_events:
             raise raw_content(stream_id)
         if subscriber.finished:
@@ -122,7 +122,7 @@ async def _skip(request: Request, reader: Reader[Any], subscriber: Subscriber, a
     relay = subscriber.relay
     attempts: list[Callable[[], Awaitable[None]]] = [
         relay.catch_up,
-        functools.partial(pod_of(request).relays.settle, relay),
+        functools.partial(shard_of(request, relay.stream_id).relays.settle, relay),
     ]
     while reader.last < after:
         batches = await subscriber.take()

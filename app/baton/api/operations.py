@@ -23,7 +23,8 @@ class Health(TypedDict):
 class Readiness(TypedDict):
     """Whether clients should be sent to this pod. `disk_full`: the database's disk is full; pods still send.
 
-    `worker`: the state of the worker in the pod's process, if there is one.
+    `databases`: which of several databases answer; the pod is ready while one does. `worker`: the state of the worker
+    in the pod's process, if there is one.
     """
 
     status: Literal["ready", "not ready"]
@@ -31,6 +32,7 @@ class Readiness(TypedDict):
     full: bool
     disk_full: bool
     listener: str
+    databases: NotRequired[dict[str, Literal["ready", "not ready"]]]
     worker: NotRequired[Literal["ready", "not ready"]]
 
 
@@ -61,9 +63,11 @@ async def readyz(request: Request) -> AsgiResponse:
         "status": "ready" if pod.ready else "not ready",
         "draining": pod.draining,
         "full": pod.full,
-        "disk_full": pod.disk_full,
-        "listener": pod.listener.state.value,
+        "disk_full": pod.shards.disk_full,
+        "listener": pod.shards.listener_state.value,
     }
+    if len(pod.shards) > 1:
+        state["databases"] = {shard.database.name: "ready" if shard.ready else "not ready" for shard in pod.shards}
     if pod.companion is not None:
         state["worker"] = "ready" if pod.companion.ready else "not ready"
     return json_answer(request, state, status=200 if pod.ready else 503)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Container, Mapping, Sequence
@@ -15,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from ..auth import credentials
 from ..db import external_streams, retention, streams
+from ..db.postgres import Pool, translated
 from ..db.stream_creation import IdempotencyKey
 from ..db.streams import Stream
 from ..dialects.protocol import Header
@@ -22,6 +24,7 @@ from ..errors import InvalidRequest, LogDamaged, RawContent, StreamNotFound, Una
 from ..events import STREAM_ID
 from ..observability import log_context
 from ..pod.pod import Pod
+from ..pod.shard import Shard
 from ..principal import Principal
 from . import problems
 
@@ -51,6 +54,25 @@ def pod_of(request: Request) -> Pod:
     return pod
 
 
+def shard_of(request: Request, stream_id: UUID) -> Shard:
+    """Return the pod's part for the database that has a stream.
+
+    Raises:
+        StreamExpired, StreamNotFound, Unavailable: see `Shards.of`.
+    """
+    return pod_of(request).shards.of(stream_id)
+
+
+def pool_of(request: Request, stream_id: UUID) -> Pool:
+    """Return the pool of the database that has a stream. Raises what `shard_of` raises."""
+    return shard_of(request, stream_id).pool
+
+
+def in_time(request: Request) -> contextlib.AbstractAsyncContextManager[None]:
+    """Bound the time of queries to any database, and translate their errors (see `postgres.translated`)."""
+    return translated(None, pod_of(request).settings.database_timeout_seconds)
+
+
 def principal_of(request: Request) -> Principal:
     """Return the caller of a request that `admission` has let in."""
     principal: Principal = request.state.principal
@@ -66,7 +88,7 @@ async def found(request: Request, stream_id: UUID) -> Stream:
         Unauthenticated: the caller's token has expired, some time after the stream's end.
     """
     log_context.enter_stream(stream_id)
-    pool, principal = pod_of(request).pool, principal_of(request)
+    pool, principal = pool_of(request, stream_id), principal_of(request)
     stream = await streams.get(pool, stream_id)
     if stream is None or not principal.sees(stream.tenant, stream_id):
         raise await retention.absence(pool, stream_id)
@@ -83,7 +105,7 @@ async def require_events(request: Request, stream: Stream) -> None:
     """
     if stream.generator != external_streams.GENERATOR:
         return
-    external = await external_streams.get(pod_of(request).pool, stream.id)
+    external = await external_streams.get(pool_of(request, stream.id), stream.id)
     if external is None:
         raise StreamNotFound(f"There is no stream {stream.id}.")
     if not external.carries_events:

@@ -15,7 +15,7 @@ from ..events import read_json
 from ..pod.pod import Pod
 from ..pod.request_bodies import LARGE_BYTES, Body
 from ..principal import Principal
-from .request import pod_of
+from .request import pod_of, pool_of
 
 # How much of a refused body is read and dropped, so that the page that sends it sees the refusal.
 _DROPPED_BYTES: Final = 64 << 20
@@ -88,7 +88,7 @@ def turn_of(request: Request) -> Callable[[int], Awaitable[None]]:
 
 async def read_input(request: Request, stream_id: UUID) -> Any:
     """Read what a stream was created from; None without such a stream. A large input waits for a turn."""
-    pool = pod_of(request).pool
+    pool = pool_of(request, stream_id)
     return await streams.read_input(pool, stream_id, large_bytes=LARGE_BYTES, before_large=turn_of(request))
 
 

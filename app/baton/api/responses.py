@@ -12,7 +12,6 @@ from starlette.requests import Request
 from typing_extensions import TypedDict
 
 from ..db import streams
-from ..db.postgres import translated
 from ..db.streams import Stream
 from ..dialects.protocol import Encoded
 from ..dialects.responses import RESPONSES, response_id, response_of
@@ -38,7 +37,7 @@ from .openai_errors import OPENAI_ERROR
 from .opening import Opening
 from .parameters import IDEMPOTENCY_KEY
 from .refusals import CREATING, FOLLOWING, JOINING, STREAM, WHOLE
-from .request import AsgiResponse, found, json_answer, parse_stream_id, pod_of, query_of
+from .request import AsgiResponse, found, in_time, json_answer, parse_stream_id, pool_of, query_of
 from .request_body import parse_json, read_body, read_input, release_body
 from .responses_conversations import PREVIOUS, Past, after_conversation, after_response, items_of
 from .routing import EVENTS, JSON, Returns, Routes
@@ -201,7 +200,7 @@ async def retrieve_response(request: Request) -> AsgiResponse:
     stream_id = _stream_id(request)
     if not query.stream:
         return await _answer(request, stream_id)
-    async with translated(pod_of(request).pool):
+    async with in_time(request):
         stream = await found(request, stream_id)
         given = await _asked(request, stream)
     after = 0 if query.starting_after is None else query.starting_after + 1
@@ -252,7 +251,7 @@ async def list_input_items(request: Request) -> AsgiResponse:
     """List the items of a Response's input."""
     query = validated(ListItems, query_of(request, ListItems.model_fields))
     stream_id = _stream_id(request)
-    async with translated(pod_of(request).pool):
+    async with in_time(request):
         await found(request, stream_id)
         given = await read_input(request, stream_id)
     asked = given.get("input", given) if isinstance(given, dict) else given
@@ -321,7 +320,7 @@ async def _past(request: Request, creation: CreateResponse, body: bytes) -> Past
 async def _asked(request: Request, stream: Stream) -> Any:
     """Return a stream's input, with the id of the Response that it continues."""
     given = await read_input(request, stream.id)
-    previous = (await streams.read_continuation(pod_of(request).pool, stream.id)).get(PREVIOUS)
+    previous = (await streams.read_continuation(pool_of(request, stream.id), stream.id)).get(PREVIOUS)
     return {**given, PREVIOUS: previous} if isinstance(given, dict) and previous is not None else given
 
 
@@ -330,7 +329,7 @@ async def _answer(request: Request, stream_id: UUID, *, whole: bool = False) -> 
     if whole and not content.stream.ended:
         # The pod is leaving.
         raise still_running(content.stream)
-    async with translated(pod_of(request).pool):
+    async with in_time(request):
         given = await _asked(request, content.stream)
     return json_answer(request, await asyncio.to_thread(response_of, content.stream, given, content.lines))
 

@@ -20,7 +20,6 @@ from uuid import UUID
 from starlette.requests import Request
 
 from ..db import streams
-from ..db.postgres import translated
 from ..db.stream_creation import IdempotencyKey
 from ..db.streams import Stream
 from ..errors import (
@@ -35,7 +34,7 @@ from ..generators import conversation as forms
 from . import aisdk_turns, stored_conversations
 from .aisdk_conversations import Place, beside_input
 from .request import found as stream_found
-from .request import parse_stream_id, pod_of, principal_of
+from .request import in_time, parse_stream_id, pool_of, principal_of
 from .stored_conversations import Message, StoredConversation
 
 Json = dict[str, Any]
@@ -68,7 +67,7 @@ async def after_response(request: Request, response_id: str, given: Any) -> Past
         InvalidRequest, LogDamaged, Unavailable: it cannot be read.
     """
     _require_reader(request)
-    async with translated(pod_of(request).pool):
+    async with in_time(request):
         stream = await _previous(request, response_id)
         stream = await aisdk_turns.stopped(request, stream)
     chat, results = _chat_of(stream), _results(given)
@@ -84,11 +83,11 @@ async def after_response(request: Request, response_id: str, given: Any) -> Past
 async def after_conversation(request: Request, chat: str, given: Any, body: bytes) -> Past:
     """Read a chat's conversation, which is empty if the chat has no streams. Raises what `after_response` raises."""
     _require_reader(request)
-    async with translated(pod_of(request).pool):
+    async with in_time(request):
         newest = await aisdk_turns.newest(request, chat)
         digest = hashlib.sha256(body).hexdigest()
         if newest is not None and not newest.ended:
-            beside = await streams.read_continuation(pod_of(request).pool, newest.id)
+            beside = await streams.read_continuation(pool_of(request, newest.id), newest.id)
             if beside.get("digest") == digest:
                 return Past(repeated=newest)
             newest = await aisdk_turns.stopped(request, newest)

@@ -8,7 +8,7 @@ from starlette.requests import Request
 
 from ..db import external_streams
 from ..db.streams import Stream
-from .request import pod_of, principal_of
+from .request import pod_of, pool_of, principal_of
 
 # How often a held request counts as a sign of life, unless the pod's timeout is shorter than a few of these.
 SIGN_OF_LIFE_SECONDS: Final = 3.0
@@ -17,7 +17,7 @@ SIGN_OF_LIFE_SECONDS: Final = 3.0
 async def note(request: Request, stream: Stream) -> None:
     """Note that the producer of a stream lives, if the caller may be it."""
     if _is_producer(request, stream):
-        await external_streams.hear(pod_of(request).pool, stream.id)
+        await external_streams.hear(pool_of(request, stream.id), stream.id)
 
 
 def interval_seconds(request: Request, stream: Stream) -> float | None:

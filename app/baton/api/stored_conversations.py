@@ -22,9 +22,8 @@ from uuid import UUID
 import orjson
 from starlette.requests import Request
 
-from ..db import external_streams, retention, stream_lists, streams
+from ..db import external_streams, stream_lists, streams
 from ..db.event_log import Batch
-from ..db.postgres import translated
 from ..db.stream_lists import StreamFilter
 from ..db.streams import Stream
 from ..dialects.aisdk_message import Earlier
@@ -32,9 +31,10 @@ from ..dialects.aisdk_page import message_of
 from ..errors import GenerationError, LogDamaged, RawContent, StreamExpired, StreamNotFound
 from ..events import RESET_HEAD, USAGE_HEAD
 from ..generators import conversation as forms
+from . import across_databases
 from .aisdk_conversations import conversation_of, id_on_page, stream_of, whole_log
 from .models import metadata_alternatives
-from .request import charge_rows, pod_of, principal_of, require_events
+from .request import charge_rows, in_time, pool_of, principal_of, require_events
 from .request_body import read_input
 
 Json = dict[str, Any]
@@ -123,16 +123,15 @@ async def read(
         last=last if before is None else stream_lists.below(before),
         metadata=metadata_alternatives({"chat": chat}),
     )
-    async with translated(pod_of(request).pool):
-        async with pod_of(request).pool.acquire() as connection:
-            page = await stream_lists.find(connection, selection, _MAX_STREAMS)
+    async with in_time(request):
+        page = await across_databases.find(across_databases.homes_of_chat(request, chat), selection, _MAX_STREAMS)
         charge_rows(request, page.scanned)
         return await _read(request, page.streams, page.before, results)
 
 
 async def read_one(request: Request, stream: Stream, *, results: frozenset[str] | None = None) -> StoredConversation:
     """Read the conversation of a stream that belongs to no chat. Raises what `read` raises."""
-    async with translated(pod_of(request).pool):
+    async with in_time(request):
         return await _read(request, [stream], None, results)
 
 
@@ -141,9 +140,9 @@ async def before_answer(request: Request, stream: Stream, *, alone: bool = False
 
     Raises what `read` raises.
     """
-    async with translated(pod_of(request).pool):
+    async with in_time(request):
         asked = await read_input(request, stream.id)
-        beside = await streams.read_continuation(pod_of(request).pool, stream.id)
+        beside = await streams.read_continuation(pool_of(request, stream.id), stream.id)
     question, whole, _ = await asyncio.to_thread(_question, stream, asked, beside)
     chat = stream.metadata.get("chat")
     if whole or alone or chat is None:
@@ -157,13 +156,11 @@ async def with_logs(request: Request, chat: str, found: StoredConversation) -> S
     Newer answers come first. Those for which there is no room, or whose streams have expired, stay as they are in the
     input of a later stream.
     """
-    pool = pod_of(request).pool
     wanted = StreamFilter(principal_of(request).tenant, metadata=metadata_alternatives({"chat": chat}))
-    async with translated(pool):
-        async with pool.acquire() as connection:
-            page = await stream_lists.find(connection, wanted, _MAX_STREAMS)
+    async with in_time(request):
+        page = await across_databases.find(across_databases.homes_of_chat(request, chat), wanted, _MAX_STREAMS)
         charge_rows(request, page.scanned)
-        continued = await streams.continued_messages(pool, [stream.id for stream in page.streams])
+        continued = await across_databases.continued_messages(request, [stream.id for stream in page.streams])
         writers: dict[str, Stream] = {}
         for stream in page.streams:
             # Raw content has no parts.
@@ -177,12 +174,12 @@ async def with_logs(request: Request, chat: str, found: StoredConversation) -> S
             if size_bytes > _PAGE_BYTES:
                 break
             try:
-                batches = await whole_log(pool, writer.id)
+                batches = await whole_log(pool_of(request, writer.id), writer.id)
             except LogDamaged:
                 # It is expiring, and is in the input of a later stream.
                 continue
             size_bytes += sum(len(batch.events) for batch in batches)
-            earlier = _earlier(await streams.read_continuation(pool, writer.id))
+            earlier = _earlier(await streams.read_continuation(pool_of(request, writer.id), writer.id))
             shown = await asyncio.to_thread(message_of, writer.id, _kept(batches), earlier)
             messages[index] = replace(message, on_page=shown)
     return replace(found, messages=messages)
@@ -219,7 +216,7 @@ async def _read(
 
 async def _turn(request: Request, stream: Stream, pending: frozenset[str] | None) -> _Turn | None:
     """Read a stream; return None if its messages are not events, or it was erased meanwhile."""
-    pool = pod_of(request).pool
+    pool = pool_of(request, stream.id)
     try:
         await require_events(request, stream)
     except (RawContent, StreamNotFound):
@@ -322,10 +319,9 @@ def _is_tried_again(turn: _Turn, after: _Turn) -> bool:
 
 async def _without_erased(request: Request, messages: Sequence[Message]) -> list[Message]:
     """Leave out the answers that were erased, although they are in a later input. Expired ones stay."""
-    pool = pod_of(request).pool
     begun = {found: message.id for message in messages if (found := stream_of(message.id)) is not None}
     gone = set()
-    for stream_id in await streams.missing(pool, list(begun)):
-        if not isinstance(await retention.absence(pool, stream_id), StreamExpired):
+    for stream_id in await across_databases.missing(request, begun):
+        if not isinstance(await across_databases.absence(request, stream_id), StreamExpired):
             gone.add(begun[stream_id])
     return [message for message in messages if message.id is None or message.id not in gone]

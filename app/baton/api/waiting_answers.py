@@ -23,7 +23,7 @@ from ..events import MAX_SEQ, encode_object
 from ..pod.pod import Pod
 from . import input_sending
 from .aisdk_approvals import ANSWERED_BEFORE
-from .request import pod_of
+from .request import in_time, pod_of, pool_of
 
 # No client can send a key that begins like this.
 _KEY_PREFIX: Final = "\tapproval "
@@ -95,7 +95,7 @@ async def add_together(request: Request, stream: Stream, given: Sequence[Given],
     """
     counts = pod_of(request).metrics.inputs
     try:
-        async with translated(pod_of(request).pool):
+        async with in_time(request):
             for content, key in given:
                 input_sending.require_size(request, content)
                 await input_sending.require_room(request, stream, content, key)
@@ -115,8 +115,9 @@ async def frames_before(pod: Pod, dialect: Dialect[Any], begun: Encoded[Any], st
         InvalidRequest: the event of that number does not begin a wait.
     """
     reader = Reader(dialect, begun, MAX_SEQ)
-    async with translated(pod.pool):
-        async for page in event_log.pages(pod.pool, stream_id):
+    pool = pod.shards.of(stream_id).pool
+    async with translated(pool):
+        async for page in event_log.pages(pool, stream_id):
             for batch in page:
                 reader.read([batch] if batch.last_seq <= wait else [_up_to(batch, wait)])
                 if batch.last_seq >= wait:
@@ -128,7 +129,7 @@ async def frames_before(pod: Pod, dialect: Dialect[Any], begun: Encoded[Any], st
 
 async def _added(request: Request, stream: Stream, given: Sequence[Given], check: Check) -> list[Added]:
     try:
-        async with pod_of(request).pool.acquire() as connection, connection.transaction():
+        async with pool_of(request, stream.id).acquire() as connection, connection.transaction():
             return [
                 await check(connection, place, await inputs.add(connection, stream.id, content, key))
                 for place, (content, key) in enumerate(given)

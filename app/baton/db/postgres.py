@@ -105,8 +105,11 @@ async def pool(
     name: str = "baton",
     prepare: bool = True,
     semaphore: FairSemaphore | None = None,
+    connect_now: bool = True,
 ) -> AsyncIterator[Pool]:
     """Open a pool of at most `size` connections, and close it at the end. Without `semaphore` no tenant has a share.
+
+    Without `connect_now` the first query connects.
 
     Raises:
         DatabaseUnreachable: no server answers, or the server refuses the connection.
@@ -116,7 +119,7 @@ async def pool(
             **_arguments(dsn, name),
             semaphore=semaphore or FairSemaphore(size, 1),
             timeout_seconds=timeout_seconds,
-            min_size=1,
+            min_size=int(connect_now),
             max_size=size,
             max_queries=50_000,
             max_inactive_connection_lifetime=300,
@@ -153,7 +156,7 @@ async def close_pool(opened: Pool, *, timeout_seconds: float) -> None:
 
 
 @contextlib.asynccontextmanager
-async def translated(pool: Pool, timeout_seconds: float | None = None) -> AsyncIterator[None]:
+async def translated(pool: Pool | None, timeout_seconds: float | None = None) -> AsyncIterator[None]:
     """Bound the time of queries, including the wait for a connection, and translate the errors that stop them.
 
     The bound is the pool's `timeout_seconds` unless another one is given.

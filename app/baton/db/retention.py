@@ -158,7 +158,7 @@ async def oldest_within(connection: Connection, first: UUID, end: UUID, *, live:
 
 async def absence(executor: Connection | Pool, stream_id: UUID) -> StreamExpired | StreamNotFound:
     """Return the error that explains why a stream has no row."""
-    horizon = await executor.fetchval(_HORIZON) if stream_id.version == 7 else None
+    horizon = await executor.fetchval(_HORIZON) if stream_ids.is_of_stream(stream_id) else None
     if horizon is None or stream_id >= horizon:
         return StreamNotFound(f"There is no stream {stream_id}.")
     day = partitions.day_of(horizon)

@@ -12,7 +12,7 @@ from ..errors import ConfigurationError, SchemaMismatch
 from .postgres import Connection, Pool
 
 # The revision of the schema that this code works with. A test compares it with the head of `migrations/`.
-REVISION: Final = "0027"
+REVISION: Final = "0028"
 
 _READ: Final = "SELECT version_num FROM baton.alembic_version"
 _HAS_TABLES: Final = "SELECT to_regclass('baton.stream') IS NOT NULL"

@@ -66,6 +66,12 @@ RETURNING stream_id
 
 _KEY = "SELECT stream_id, request_hash FROM baton.idempotency_key WHERE tenant = $1 AND key = $2"
 
+_IS_TAKEN = """
+SELECT EXISTS (
+    SELECT FROM baton.idempotency_key WHERE tenant = $1 AND key = ANY ($2) AND expires_at > clock_timestamp()
+)
+"""
+
 LOW: Final = -1
 NORMAL: Final = 0
 HIGH: Final = 1
@@ -263,6 +269,12 @@ async def _try_insert(
 async def _take_key(connection: Connection, tenant: str, key: IdempotencyKey, stream_id: UUID) -> bool:
     row = await connection.fetchval(_TAKE_KEY, tenant, key.key, key.request_hash, stream_id, key.lifetime_seconds)
     return row is not None
+
+
+async def is_taken(pool: Pool, tenant: str, key: IdempotencyKey) -> bool:
+    """Whether a tenant has used the idempotency key, or one of its further keys."""
+    taken: bool = await pool.fetchval(_IS_TAKEN, tenant, [key.key, *key.also])
+    return taken
 
 
 async def created_by(pool: Pool, tenant: str, key: str) -> Stream | None:

@@ -160,6 +160,20 @@ async def find_all(connection: Connection, selection: StreamFilter, limit: int) 
         selection = replace(selection, last=below(page.before))
 
 
+def merged(pages: Sequence[Page], limit: int) -> Page:
+    """Return the page that the databases would have together, each of which has returned one for the same list."""
+    # Below the end of a page its database may have more streams.
+    known_from = max((page.before for page in pages if page.before is not None), default=FIRST)
+    found = sorted(
+        (stream for page in pages for stream in page.streams if stream.id >= known_from),
+        key=lambda stream: stream.id,
+        reverse=True,
+    )
+    before = found[limit - 1].id if len(found) > limit else known_from if known_from != FIRST else None
+    oldest = min((page.oldest for page in pages if page.oldest is not None), default=None)
+    return Page(found[:limit], before, sum(page.scanned for page in pages), oldest)
+
+
 def below(stream_id: UUID) -> UUID:
     """Return the id just below an id."""
     return UUID(int=max(0, stream_id.int - 1))

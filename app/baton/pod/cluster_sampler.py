@@ -13,7 +13,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import sub
 from typing import Final
 from uuid import UUID
@@ -64,6 +64,10 @@ class Point:
             delays = [total + max(0, more) for total, more in zip(delays, added, strict=False)]
         median, most = (quantile(MILLISECONDS_TO_SECONDS, delays, part) for part in (0.5, 0.95))
         return cls(after.at, after.at - before.at, tokens, median, most)
+
+    def with_tokens(self, tokens: int) -> Point:
+        """Add the tokens of the workers of another database in the same interval."""
+        return replace(self, tokens=self.tokens + tokens)
 
 
 class ClusterSampler:

@@ -24,7 +24,7 @@ from ..db import event_log, external_streams, notifications, retention, streams
 from ..db.event_log import NOTHING, Standing
 from ..db.postgres import Pool, translated
 from ..errors import CursorBeyondTail, LogDamaged, Unavailable
-from ..observability.metrics import PodMetrics
+from ..observability.metrics import DatabaseMetrics, PodMetrics
 from .notification_verifier import NotificationVerifier
 from .relay import Relay
 from .settling import Settling
@@ -47,16 +47,18 @@ class RelayRegistry:
         self,
         pool: Pool,
         metrics: PodMetrics,
+        counts: DatabaseMetrics,
         limits: SubscriberLimits,
+        *,
         verifier: NotificationVerifier,
         settling: Settling,
-        *,
         window_bytes: int,
         poll_seconds: float,
         with_events: bool = True,
     ) -> None:
         self._pool = pool
         self._metrics = metrics
+        self._counts = counts
         self._limits = limits
         self._verifier = verifier
         self._settling = settling
@@ -91,7 +93,7 @@ class RelayRegistry:
             # It is registered before it reads the log, so that it misses no notification from now on.
             relay = Relay(stream_id, self._pool, self._metrics, self._settling, window_bytes=self._window_bytes)
             self._relays[stream_id.hex] = relay
-            self._metrics.relays = len(self._relays)
+            self._counts.relays = len(self._relays)
         subscriber = Subscriber(relay, cursor, tenant, views=views)
         relay.add(subscriber)
         try:
@@ -132,12 +134,12 @@ class RelayRegistry:
 
     def hear(self, payload: str) -> None:
         """Apply a notification about appended batches. Its signature is checked if it names a stream followed here."""
-        self._metrics.notifications += 1
+        self._counts.notifications += 1
         announcements = list(notifications.unpack(payload, self._relays))
         if not announcements:
             return
         if not self._verifier.verifies(notifications.EVENTS_CHANNEL, payload):
-            self._metrics.unverified_notifications += 1
+            self._counts.unverified_notifications += 1
             self._suspects.update([self._relays[item.stream] for item in announcements])
             self._poll_now.set()
             return
@@ -230,8 +232,8 @@ class RelayRegistry:
             linger_seconds = DAMAGED_LINGER_SECONDS if relay.damaged else 0 if relay.over else LINGER_SECONDS
             if relay.idle_since is not None and now - relay.idle_since > linger_seconds:
                 del self._relays[key]
-        self._metrics.relays = len(self._relays)
-        self._metrics.window_bytes = sum(relay.window_bytes for relay in self._relays.values())
+        self._counts.relays = len(self._relays)
+        self._counts.window_bytes = sum(relay.window_bytes for relay in self._relays.values())
 
     async def _compare(self, relays: Iterable[Relay]) -> None:
         """Find the relays that lag behind the log, and the ones that hold what the log has lost."""

@@ -45,7 +45,7 @@ class SubscriberLimits:
 
     def __init__(self, metrics: PodMetrics, *, max_pod: int, max_tenant: int, max_stream: int) -> None:
         self.subscribers = 0
-        self.changed = asyncio.Event()  # set when a subscriber joins or leaves; `cluster_sampler` clears it
+        self._changes: list[asyncio.Event] = []
         self._metrics = metrics
         self._max_pod = max_pod
         self._max_tenant = max_tenant
@@ -59,6 +59,11 @@ class SubscriberLimits:
     def full(self) -> bool:
         """Whether new clients should go to other pods."""
         return self._level.reached
+
+    def changes(self) -> asyncio.Event:
+        """Return a new event, which is set each time that a subscriber joins or leaves. The caller clears it."""
+        self._changes.append(asyncio.Event())
+        return self._changes[-1]
 
     def newest(self, most: int) -> dict[UUID, int]:
         """Return how many clients follow each stream here, for the newest `most` streams that have any."""
@@ -111,7 +116,8 @@ class SubscriberLimits:
     def _change(self, difference: int) -> None:
         self.subscribers += difference
         self._level.note(self.subscribers)
-        self.changed.set()
+        for changed in self._changes:
+            changed.set()
 
     def _reject(self, limit: Limit) -> None:
         self._metrics.rejected[limit] += 1

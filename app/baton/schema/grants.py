@@ -130,6 +130,8 @@ _BOTH: Final = (
     Grant("SELECT", "compatibility"),
     Grant("SELECT", "retention"),
     Grant("SELECT", "partitioning"),  # for `baton doctor`
+    Grant("SELECT", "database_identity"),
+    Grant("SELECT", "placement"),
     Grant("SELECT", "batch"),
     Grant("INSERT", "batch"),  # a pod ends a queued stream that it cancels, and a stream that it erases
     # The end of a stream deletes its state and its steps, and may leave a call that stops the provider.
@@ -144,6 +146,7 @@ _BOTH: Final = (
     Grant("SELECT", "worker"),
     Grant("SELECT", "notify_key"),
     Grant("EXECUTE", "raise_oldest_code(text)"),
+    Grant("EXECUTE", "new_stream_id()"),
     Grant("EXECUTE", "current_history()"),
     Grant("EXECUTE", "begin_history(text, uuid, bigint)"),
 )

@@ -38,6 +38,26 @@ UUIDV7 = (
     "52, 1), 53, 1), 'hex')::uuid"
 )
 
+# The id of a new stream, with the number of the database in it (see `stream_ids`). It runs with the owner's rights, so
+# that roles whose grants are older than the table can create streams.
+NEW_STREAM_ID = "baton.new_stream_id()"
+NEW_STREAM_ID_DEFINITION = f"""
+CREATE FUNCTION {NEW_STREAM_ID} RETURNS uuid
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    own constant integer := (SELECT number FROM baton.database_identity);
+BEGIN
+    IF own = 0 THEN
+        RETURN {UUIDV7};
+    END IF;
+    -- A UUIDv8: milliseconds, the version and the number in two bytes, and random bits.
+    RETURN encode(overlay(overlay(uuid_send(gen_random_uuid()) placing
+        substring(int8send(floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint) FROM 3) FROM 1 FOR 6) placing
+        substring(int4send(32768 + own) FROM 3) FROM 7 FOR 2), 'hex')::uuid;
+END
+$$
+"""  # noqa: S608
+
 metadata = MetaData(
     schema=SCHEMA,
     naming_convention={
@@ -54,7 +74,7 @@ _Timestamp = DateTime(timezone=True)
 stream = Table(
     "stream",
     metadata,
-    Column("id", UUID, primary_key=True, server_default=text(UUIDV7)),
+    Column("id", UUID, primary_key=True, server_default=text(NEW_STREAM_ID)),
     Column("tenant", Text, nullable=False, server_default=text("''")),
     Column("generator", Text, nullable=False),
     # JSON as bytes: jsonb rejects "\u0000", and users paste anything.
@@ -409,4 +429,25 @@ compatibility = Table(
     Column("single", Boolean, primary_key=True, server_default=true()),
     Column("oldest_code", Text, nullable=False),
     CheckConstraint("single", name="single"),
+)
+
+# One row: which database this is, among those of its installation.
+database_identity = Table(
+    "database_identity",
+    metadata,
+    Column("single", Boolean, primary_key=True, server_default=true()),
+    Column("installation", UUID, nullable=False, server_default=text("gen_random_uuid()")),
+    Column("number", Integer, nullable=False, server_default=text("0")),  # never changes once there are streams
+    CheckConstraint("single", name="single"),
+    CheckConstraint("number BETWEEN 0 AND 4095", name="number"),
+)
+
+# How several databases share new streams: the weight of each number, from a moment on (see `db.placements`). Each
+# database has all rows.
+placement = Table(
+    "placement",
+    metadata,
+    Column("id", UUID, primary_key=True),
+    Column("weights", JSONB, nullable=False),
+    Column("effective_at", _Timestamp, nullable=False),
 )

@@ -181,8 +181,9 @@ async def all_back(fuzzed: Fuzzer) -> None:
     pod = fuzzed.pod.pod
 
     def held() -> list[int]:
-        in_use = pod.pool.get_size() - pod.pool.get_idle_size()
-        return [len(pod.streams), len(pod.relays._relays), pod.subscriber_limits.subscribers, in_use]
+        (shard,) = pod.shards
+        in_use = shard.pool.get_size() - shard.pool.get_idle_size()
+        return [len(pod.streams), len(shard.relays._relays), pod.subscriber_limits.subscribers, in_use]
 
     await until(lambda: not any(held()))
 

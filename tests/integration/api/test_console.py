@@ -38,7 +38,7 @@ async def test_pods_and_workers_match_the_database(cluster: Cluster) -> None:
     other = await cluster.pod(pod_name="there", **QUICK)
     worker = await cluster.worker({"replay": echo}, worker_name="w", worker_concurrency=7)
     await cluster.create(pod, generator="replay", input=["a"])
-    await until(lambda: bool(pod.pod.sampler.points and other.pod.sampler.points))
+    await until(lambda: bool(pod.shard.sampler.points and other.shard.sampler.points))
     content = await get(cluster, pod, "overview")
     assert (content["pod"], content["anonymous"], content["tenant"]) == ("here", True, "")
     assert content["scopes"] == ["admin", "cancel", "create", "input", "produce", "read"]

@@ -202,7 +202,7 @@ async def test_lists_of_one_tenant_do_not_block_creates_of_another(cluster: Clus
     (_, large), (_, small) = [await make_key(cluster, tenant=tenant) for tenant in ("large", "small")]
     pod = await guarded_pod(cluster)
     await cluster.pool.execute(MANY, "large", 50_000)
-    semaphore = pod.pod.pool.semaphore  # type: ignore[attr-defined]
+    semaphore = pod.shard.pool.semaphore  # type: ignore[attr-defined]
     pages: list[dict[str, Any]] = []
 
     async def starve() -> None:
@@ -265,7 +265,7 @@ async def test_a_create_whose_read_fails_is_not_repeated(
     tap = Tap()
     pod = await cluster.pod()
     await cluster.worker({"replay": tap})
-    semaphore = pod.pod.pool.semaphore  # type: ignore[attr-defined]
+    semaphore = pod.shard.pool.semaphore  # type: ignore[attr-defined]
     asked = asyncio.create_task(cluster.client.post(f"{pod.url}{path}", json=CHAT | {"input": "go"}))
     await until(lambda: pod.metric("baton_subscribers") == 1 and semaphore.in_use == {} and tap.started.is_set())
     for _ in range(7):

@@ -113,5 +113,5 @@ async def test_the_console_shows_waits_without_what_they_are_for(cluster: Cluste
 async def test_waiting_streams_are_counted(cluster: Cluster) -> None:
     await waiting(cluster)
     pod = await cluster.pod()
-    await until(lambda: pod.pod.metrics.waiting is not None)
+    await until(lambda: pod.shard.metrics.waiting is not None)
     assert pod.metric("baton_waiting_streams") == 1

@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -24,9 +23,9 @@ from baton.db import stream_creation
 from baton.db.postgres import Connection
 from baton.generators import GenerationRequest
 from baton.generators.protocol import Yielded
+from baton.schema import enqueue as enqueue_function
 from baton.schema import grants_sql
-
-MIGRATIONS = Path(__file__).parents[3] / "migrations/versions"
+from baton.schema.tables import NEW_STREAM_ID
 
 
 @pytest.fixture
@@ -92,8 +91,7 @@ OF_EACH = {"id", "created_at", "queued_at", "traceparent", "queue_position", "he
 
 def test_both_ways_to_create_a_stream_name_the_same_columns() -> None:
     over_http = re.search(r"INSERT INTO baton\.stream \(([^)]+)\)", stream_creation._INSERT)
-    (migration,) = (text for file in MIGRATIONS.glob("*.py") if "FUNCTION baton.enqueue(" in (text := file.read_text()))
-    by_function = re.search(r"INSERT INTO baton\.stream \(([^)]+)\)", migration)
+    by_function = re.search(r"INSERT INTO baton\.stream \(([^)]+)\)", enqueue_function.definition(NEW_STREAM_ID))
     assert over_http is not None
     assert by_function is not None
     columns, own_columns = ({name.strip() for name in found[1].split(",")} for found in (over_http, by_function))

@@ -216,7 +216,7 @@ async def test_a_pod_reports_how_far_partitions_reach(
     monkeypatch.setattr("baton.db.partitions.LEAST_SECONDS", DAY_SECONDS)
     pod = await cluster.pod()
     metric = "baton_partitions_end_timestamp_seconds"
-    await until(lambda: pod.pod.metrics.partitions_end is not None)
+    await until(lambda: pod.shard.metrics.partitions_end is not None)
     assert pod.metric(metric) == await day_of(cluster, -2)
     assert "The log's partitions end" not in caplog.text
     await cluster.pool.execute(f"DROP TABLE {partitions.name_of(await day_of(cluster, -1))}")
@@ -230,15 +230,15 @@ async def test_a_pod_reports_how_far_partitions_reach(
 async def test_a_pod_looks_again_after_a_failure(
     postgres: str, cluster: Cluster, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("baton.pod.pod.LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("baton.pod.database_watch.LOOK_SECONDS", 0.01)
     pod = await cluster.pod()
     database = urlsplit(cluster.dsn).path[1:]
     await execute(postgres, f"ALTER DATABASE {database} ALLOW_CONNECTIONS false")
     await execute(postgres, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'")
     await until(lambda: "The pod cannot measure the database" in caplog.text)
     await execute(postgres, f"ALTER DATABASE {database} ALLOW_CONNECTIONS true")
-    pod.pod.metrics.partitions_end = None
-    await until(lambda: pod.pod.metrics.partitions_end is not None)
+    pod.shard.metrics.partitions_end = None
+    await until(lambda: pod.shard.metrics.partitions_end is not None)
     assert not pod.pod.broken
 
 

@@ -12,7 +12,7 @@ from baton.pod.relay import ENCODED_BATCHES_KEPT
 
 async def test_a_relay_keeps_the_encodings_of_its_newest_batches_only(cluster: Cluster) -> None:
     pod, author = await cluster.pod(), await cluster.author()
-    relays, dialect = pod.pod.relays, Counting()
+    relays, dialect = pod.shard.relays, Counting()
     subscriber = await relays.subscribe(author.id, 0)
     reader = Reader(dialect, START, 0)
     for number in range(3 * ENCODED_BATCHES_KEPT):

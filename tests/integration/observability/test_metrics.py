@@ -101,7 +101,7 @@ async def test_delay_is_measured_for_live_events_and_not_for_replayed_ones(clust
             pass
         # It waits for more from now on.
         await until(
-            lambda: any(item.waiting for relay in pod.pod.relays._relays.values() for item in relay.subscribers)
+            lambda: any(item.waiting for relay in pod.shard.relays._relays.values() for item in relay.subscribers)
         )
         assert pod.metric("baton_delivery_seconds_count") == 0
         await author.write(b'{"type":"text","delta":"after"}', end=True)
@@ -118,7 +118,7 @@ async def test_a_pod_reports_the_queues(cluster: Cluster) -> None:
         "FROM generate_series(1, 3)"
     )
     pod = await cluster.pod()
-    await until(lambda: pod.pod.metrics.oldest_snapshot_seconds is not None)
+    await until(lambda: pod.shard.metrics.oldest_snapshot_seconds is not None)
     assert pod.metric("baton_queued_streams") == 3
     assert 60 <= pod.metric("baton_oldest_queued_seconds") < 600
     assert 0 <= pod.metric("baton_notify_queue_ratio") <= 1

@@ -104,7 +104,7 @@ async def test_a_restarted_pod_replaces_the_row_of_the_killed_one(cluster: Clust
 
 async def test_the_points_have_every_token_that_workers_generated(cluster: Cluster) -> None:
     pod = await cluster.pod(pod_heartbeat_seconds=0.05)
-    sampler = pod.pod.sampler
+    sampler = pod.shard.sampler
     await until(lambda: len(sampler.points) > 0)
     await cluster.worker({"replay": echo}, worker_heartbeat_seconds=0.05, lease_seconds=10)
     for size in (3, 40):

@@ -80,7 +80,7 @@ async def follow(
     pod: RunningPod, author: Author, cursor: int = 0, reader: Reader[Any] | None = None
 ) -> tuple[Wire, asyncio.Task[None]]:
     """Serve one event stream to a `Wire`."""
-    relays = pod.pod.relays
+    relays = pod.shard.relays
     subscriber = await relays.subscribe(author.id, cursor)
     event_stream = EventStream(
         subscriber,
@@ -131,11 +131,11 @@ async def test_a_client_cut_off_while_sending_is_unsubscribed(cluster: Cluster) 
     async def note() -> None:
         noted.append(True)
 
-    subscriber = await pod.pod.relays.subscribe(author.id, 0)
+    subscriber = await pod.shard.relays.subscribe(author.id, 0)
     event_stream = EventStream(
         subscriber,
         Reader(native.FULL, native.START, 0),
-        pod.pod.relays,
+        pod.shard.relays,
         pod.pod.streams,
         pod.pod.metrics,
         reconnect_milliseconds=1,
@@ -238,7 +238,7 @@ async def test_a_server_that_cannot_cut_a_response_gets_an_error(cluster: Cluste
 async def test_a_gap_in_the_log_is_an_error_of_the_dialect_or_a_cut(cluster: Cluster) -> None:
     pod, author = await cluster.pod(), await cluster.author()
     await author.write(text(1))
-    row = await streams.get(pod.pod.pool, author.id)
+    row = await streams.get(pod.shard.pool, author.id)
     assert row is not None
     _, plain = await follow(pod, author, reader=Reader(TEXT, START, 0))
     connection, other = await follow(pod, author, reader=Reader(RESPONSES, RESPONSES.begin(row, None), 0))
@@ -293,11 +293,11 @@ async def test_a_stuck_client_has_left_unless_it_was_sent_away(cluster: Cluster,
     async def note() -> None:
         noted.append(True)
 
-    subscriber = await pod.pod.relays.subscribe(author.id, 0)
+    subscriber = await pod.shard.relays.subscribe(author.id, 0)
     stalled = EventStream(
         subscriber,
         Reader(CHAT, CHAT.begin(stream(), {}), 0),
-        pod.pod.relays,
+        pod.shard.relays,
         pod.pod.streams,
         pod.pod.metrics,
         reconnect_milliseconds=1,

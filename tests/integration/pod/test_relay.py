@@ -58,9 +58,10 @@ class Pod:
         self.relays = RelayRegistry(
             cluster.pool,
             self.metrics,
+            self.metrics.of_database(""),
             subscriber_limits,
-            self.verifier,
-            self.settling,
+            verifier=self.verifier,
+            settling=self.settling,
             window_bytes=window_bytes,
             poll_seconds=poll_seconds,
         )

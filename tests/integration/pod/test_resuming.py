@@ -377,12 +377,12 @@ async def test_creating_and_following_takes_one_request(cluster: Cluster) -> Non
 async def test_an_idle_pod_is_ready_while_the_database_answers(
     postgres: str, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("baton.pod.pod.READY_SILENCE_SECONDS", 0.5)
+    monkeypatch.setattr("baton.pod.shard.READY_SILENCE_SECONDS", 0.5)
     pod = await cluster.pod(log_poll_seconds=0.05, pod_heartbeat_seconds=0.05)
-    opened_at = pod.pod.relays.answered_at
+    opened_at = pod.shard.relays.answered_at
     await until(lambda: time.monotonic() > opened_at + 1)
     assert pod.pod.ready
-    assert pod.pod.relays.answered_at == opened_at, "it has polled for no stream"
+    assert pod.shard.relays.answered_at == opened_at, "it has polled for no stream"
     database = urlsplit(cluster.dsn).path[1:]
     await execute(postgres, f"ALTER DATABASE {database} ALLOW_CONNECTIONS false")
     await execute(postgres, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'")

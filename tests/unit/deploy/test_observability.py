@@ -14,7 +14,7 @@ import yaml
 from tests.support.metric_names import metric_names
 
 from baton.db import partitions
-from baton.pod import pod
+from baton.pod import database_watch
 
 ROOT = Path(__file__).parents[3]
 ALERTS = ROOT / "deploy/prometheus/alerts.yaml"
@@ -85,5 +85,5 @@ def test_the_partitions_alert_log_and_pages_use_the_same_hours() -> None:
     assert rule["expr"].endswith(compared)
     database, runbook = [(ROOT / "docs" / page).read_text() for page in ("database.md", "runbook.md")]
     assert f"baton_partitions_end_timestamp_seconds {compared}`" in database
-    assert f"Below these {hours} h pods log an error every {pod.LOOK_SECONDS} seconds" in database
+    assert f"Below these {hours} h pods log an error every {database_watch.LOOK_SECONDS} seconds" in database
     assert f"in less than {hours} hours" in runbook.partition("## BatonPartitionsEnd")[2]

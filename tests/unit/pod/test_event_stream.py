@@ -102,7 +102,14 @@ class Scene:
         verifier = NotificationVerifier(NO_POOL, check_seconds=60)
         self.settling = Settling(NO_POOL, 0, verifier.renew)
         self.relays = RelayRegistry(
-            NO_POOL, self.metrics, limits, verifier, self.settling, window_bytes=65_536, poll_seconds=60
+            NO_POOL,
+            self.metrics,
+            self.metrics.of_database(""),
+            limits,
+            verifier=verifier,
+            settling=self.settling,
+            window_bytes=65_536,
+            poll_seconds=60,
         )
         self.relay = Relay(ID, NO_POOL, self.metrics, self.settling, window_bytes=65_536)
         self.relay.loaded = True

@@ -5,7 +5,8 @@ are counted where events pass. Names and units follow its conventions. A label h
 generators do.
 """
 
+from .database_metrics import DatabaseMetrics
 from .pod_metrics import PodMetrics
 from .worker_metrics import Labels, Names, WorkerMetrics
 
-__all__ = ["Labels", "Names", "PodMetrics", "WorkerMetrics"]
+__all__ = ["DatabaseMetrics", "Labels", "Names", "PodMetrics", "WorkerMetrics"]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from operator import itemgetter
+from collections.abc import Callable, Iterator
 from typing import Final, Literal, TypeAlias, get_args
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from . import database_metrics
 from .append_metrics import AppendMetrics
-from .numbers import COUNTS, MILLISECONDS_TO_SECONDS, MOST_VALUES, Histogram, LabeledCounter
+from .database_metrics import DatabaseMetrics
+from .numbers import COUNTS, MILLISECONDS_TO_SECONDS, Histogram, LabeledCounter
 
 # Why an event stream was closed. "ended": the stream ended. "client_disconnected": the client closed the connection.
 # "write_timeout": the client accepted no data. "error": the pod could not read what follows. The others: the pod closed
@@ -62,24 +63,9 @@ class PodMetrics(Collector):
 
     def __init__(self) -> None:
         self._readings: dict[Reading, Callable[[], float]] = {}
-        self.relays = 0
-        self.window_bytes = 0
+        self.databases: list[DatabaseMetrics] = []
         self.log_reads = 0
-        self.notifications = 0
-        self.unverified_notifications = 0
         self.rejected: dict[Limit, int] = dict.fromkeys(LIMITS, 0)
-        self.listening = False
-        self.listener_disconnects = 0
-        self.pool_connections = 0
-        self.pool_idle = 0
-        # As last read from the database; None if not read yet.
-        self.partitions_end: float | None = None
-        self.notify_queue_ratio: float | None = None
-        # By generator: how many streams wait for a worker, and for how many seconds the first one has waited.
-        self.queue: Mapping[str, tuple[int, float]] | None = None
-        self.open_streams: int | None = None
-        self.waiting: int | None = None
-        self.oldest_snapshot_seconds: float | None = None
 
         self.closed = LabeledCounter(
             "baton_event_streams_closed", "Event streams that ended, by the reason", "dialect", "reason"
@@ -108,6 +94,11 @@ class PodMetrics(Collector):
         self.registry = CollectorRegistry()
         self.registry.register(self)
 
+    def of_database(self, name: str) -> DatabaseMetrics:
+        """Return the numbers of a database, for its part of the pod to keep."""
+        self.databases.append(DatabaseMetrics(name))
+        return self.databases[-1]
+
     def read(self, name: Reading, current: Callable[[], float]) -> None:
         """Make a gauge read its value from the part that keeps it, each time that Prometheus scrapes."""
         self._readings[name] = current
@@ -123,16 +114,9 @@ class PodMetrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics for Prometheus."""
         yield from self._collect_state()
-        if self.queue is not None:
-            yield from self._collect_queue(self.queue)
+        yield from database_metrics.collect(self.databases)
         yield from self._collect_dialects()
         yield CounterMetricFamily("baton_log_reads", "Pages read from the log", self.log_reads)
-        yield CounterMetricFamily("baton_notifications_received", "Notifications received", self.notifications)
-        yield CounterMetricFamily(
-            "baton_notifications_unverified",
-            "Notifications about followed streams without a valid signature; they only make the pod read the log",
-            self.unverified_notifications,
-        )
         for histogram in (
             self.delivery_seconds,
             self.notification_seconds,
@@ -168,49 +152,6 @@ class PodMetrics(Collector):
         yield GaugeMetricFamily(
             "baton_pod_full", "1 while balancers should send clients elsewhere", self._reading("full")
         )
-        yield GaugeMetricFamily("baton_relays", "Streams that this pod follows", self.relays)
-        yield GaugeMetricFamily("baton_relay_window_bytes", "Recent events in memory", self.window_bytes)
-        yield GaugeMetricFamily("baton_listener_up", "1 while notifications arrive", int(self.listening))
-        yield CounterMetricFamily("baton_listener_disconnects", "LISTEN connections lost", self.listener_disconnects)
-        yield GaugeMetricFamily("baton_pool_connections", "Connections of the pool", self.pool_connections)
-        yield GaugeMetricFamily("baton_pool_idle_connections", "Idle connections of the pool", self.pool_idle)
-        for name, documentation, value in (
-            (
-                "baton_partitions_end_timestamp_seconds",
-                "The time up to which new streams have a partition of the log",
-                self.partitions_end,
-            ),
-            (
-                "baton_notify_queue_ratio",
-                "How full Postgres' notification queue is, from 0 to 1; when it is full, every NOTIFY fails",
-                self.notify_queue_ratio,
-            ),
-            ("baton_open_streams", "External streams that have not ended; counted up to 10,000", self.open_streams),
-            ("baton_waiting_streams", "Streams that wait for an input; counted up to 10,000", self.waiting),
-            (
-                "baton_oldest_snapshot_seconds",
-                "How long the oldest snapshot in the database has been seen; it keeps vacuum from removing rows",
-                self.oldest_snapshot_seconds,
-            ),
-        ):
-            if value is not None:
-                yield GaugeMetricFamily(name, documentation, value)
-
-    def _collect_queue(self, queue: Mapping[str, tuple[int, float]]) -> Iterator[Metric]:
-        """Yield the metrics of the queue: in total, and of the generators for which most streams wait."""
-        total = (sum(count for count, _ in queue.values()), max((seconds for _, seconds in queue.values()), default=0))
-        longest = sorted(queue.items(), key=itemgetter(1), reverse=True)[:MOST_VALUES]
-        for number, (name, documentation) in enumerate(
-            (
-                ("baton_queued_streams", "Streams that wait for a worker, counted up to 10,000"),
-                ("baton_oldest_queued_seconds", "How long the oldest queued stream has waited for a worker"),
-            )
-        ):
-            yield GaugeMetricFamily(name, documentation, total[number])
-            each = GaugeMetricFamily(f"{name}_by_generator", f"{documentation}, by generator", labels=["generator"])
-            for generator, numbers in longest:
-                each.add_metric([generator], numbers[number])
-            yield each
 
     def _collect_dialects(self) -> Iterator[Metric]:
         open_streams = GaugeMetricFamily("baton_event_streams", "Open event streams", labels=["dialect"])
