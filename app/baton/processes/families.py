@@ -6,8 +6,8 @@ gauges that all pods read from the database, whose sum means nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Final, TypeAlias
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -57,7 +57,7 @@ def rendered(families: Sequence[Metric]) -> bytes:
     return generate_latest(registry_of(lambda: families))
 
 
-def registry_of(collect: Any) -> CollectorRegistry:
+def registry_of(collect: Callable[[], Iterable[Metric]]) -> CollectorRegistry:
     """Return a registry whose metrics this function returns, each time that Prometheus scrapes."""
 
     class _Collector(Collector):

@@ -90,10 +90,15 @@ class Supervisor:
         return [*states(up, {slot.number: slot.replaced for slot in self._slots}), *merged(families)]
 
     def worker_registry(self) -> CollectorRegistry:
-        """Return the metrics of the children's workers, for a thread to collect."""
-        return registry_of(
-            lambda: asyncio.run_coroutine_threadsafe(self.metrics("worker"), self._loop).result(COLLECT_SECONDS)
-        )
+        """Return the metrics of the children's workers, for a thread to collect; none once this has ended."""
+
+        def collect() -> list[Metric]:
+            try:
+                return asyncio.run_coroutine_threadsafe(self.metrics("worker"), self._loop).result(COLLECT_SECONDS)
+            except (TimeoutError, RuntimeError):
+                return []
+
+        return registry_of(collect)
 
     def _on_signal(self) -> None:
         self._signals += 1
@@ -137,7 +142,8 @@ def supervise(settings: Settings, overrides: dict[str, Any], command: Command) -
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: os._exit(0))  # there are no children yet
-    run(settings, lambda: _supervise(settings, overrides, command), process="parent")
+    own = {"pod": settings.pod_name} if command == "serve" else {"worker": settings.worker_name}
+    run(settings, lambda: _supervise(settings, overrides, command), **own, process="parent")
 
 
 async def _supervise(settings: Settings, overrides: dict[str, Any], command: Command) -> None:

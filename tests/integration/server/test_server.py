@@ -15,6 +15,7 @@ from tests.support.processes import SERVES, Running, environment, running
 
 from baton.app import create_app
 from baton.errors import ConfigurationError
+from baton.processes.parent_link import ParentLink
 from baton.server.http_protocol import HttpProtocol
 from baton.server.listening_socket import bind
 from baton.server.serve import serve, uvicorn_config
@@ -130,6 +131,19 @@ async def test_a_connection_accepted_during_shutdown_meets_no_closed_pod(
         await loop.sock_sendall(client, b"GET /v1/streams HTTP/1.1\r\nHost: here\r\n\r\n")
         with contextlib.suppress(ConnectionResetError):
             assert await asyncio.wait_for(loop.sock_recv(client, 65_536), DEADLINE_SECONDS) == b""
+
+
+async def test_a_broken_pod_leaves_if_a_parent_can_replace_it(cluster: Cluster) -> None:
+    app = create_app(cluster.settings())
+    with bind("127.0.0.1", 0) as listening:
+        async with app.router.lifespan_context(app):
+            pod = app.state.pod
+            server = InProcessServer(uvicorn_config(app, pod), pod)
+            serving = asyncio.create_task(server.serve(sockets=[listening]))
+            await until(lambda: server.started)
+            pod.broken = True
+            pod.siblings = ParentLink(0)
+            await asyncio.wait_for(serving, DEADLINE_SECONDS)
 
 
 async def test_a_pod_without_clients_leaves_at_once(cluster: Cluster) -> None:

@@ -239,3 +239,10 @@ def test_warnings_uncaught_exceptions_and_structlog_lines_are_logged(
     assert (own["message"], own["answer"], own["name"], own["logger"]) == ("hello you", 42, "a field", "mine")
     assert (failed["severity"], failed["message"], failed["logger"]) == ("ERROR", "100%", "mine")
     assert "RuntimeError: unexpected" in failed["stack_trace"]
+
+
+def test_lines_of_several_processes_say_which_one_wrote_them() -> None:
+    made = record("Ready.")
+    assert line(made, pod="pod-1", process="1")["process"] == "1"
+    assert text_formatter(process={"process": "1"}).format(made).endswith(" process=1")
+    assert "process=" not in text_formatter().format(made)

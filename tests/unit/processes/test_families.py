@@ -48,5 +48,5 @@ def test_a_process_that_does_not_answer_is_down_and_says_nothing_else() -> None:
     text = rendered([*states({0: True, 1: False}, {0: 0, 1: 4}), *merged({0: collected(pod.registry)})]).decode()
     assert 'baton_process_up{process="1"} 0.0' in text
     assert 'baton_process_replacements_total{process="1"} 4.0' in text
-    assert 'baton_relays{process="0"}' in text
-    assert 'baton_relays{process="1"}' not in text
+    assert 'baton_log_reads_total{process="0"}' in text
+    assert 'baton_log_reads_total{process="1"}' not in text
