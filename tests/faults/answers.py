@@ -34,6 +34,13 @@ async def counting(request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
                 log.write(f"attempt {request.attempt} {fate}\n")
 
 
+async def stamped(request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+    """Yield a number each second, with the time, for as many seconds as the input says."""
+    for number in range(request.input):
+        yield f"{number}@{time.time()} "
+        await asyncio.sleep(1)
+
+
 async def stepping(request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
     """Run a tool as a step, and wait after it for the file `end`. `calls` is a file in which the tool counts."""
     given = request.input
