@@ -80,6 +80,14 @@ async def connected(
         nats.errors.Error, OSError, TimeoutError: none answers, or it refuses the credentials.
     """
     client = _Client(secure=any(server.startswith("tls:") for server in servers))
+    refusals: list[Exception] = []
+
+    async def note(error: Exception) -> None:
+        if client.is_connected:
+            await on_error(error)
+        else:
+            refusals.append(error)
+
     try:
         async with asyncio.timeout(timeout_seconds):
             await client.connect(
@@ -93,9 +101,12 @@ async def connected(
                 ping_interval=max(1, int(ping_seconds)),
                 max_outstanding_pings=1,
                 skip_subject_validation=True,
-                error_cb=on_error,
+                error_cb=note,
                 closed_cb=on_close,
             )
+    except nats.errors.NoServersError:
+        await close(client)
+        raise refusals[-1] if refusals else nats.errors.NoServersError from None
     except BaseException:
         await close(client)
         raise
@@ -282,6 +293,8 @@ class NatsTransport:
 
     async def _note(self, error: Exception) -> None:
         """Log an error, but not each of many: one for each message that a slow process drops, for example."""
+        if isinstance(error, nats.errors.StaleConnectionError):
+            return  # the connection is lost, which is logged then
         if time.monotonic() >= self._log_at:
             self._log_at = time.monotonic() + LOG_SECONDS
             logger.warning("Trouble with NATS: %r", error)
