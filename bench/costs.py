@@ -1,4 +1,4 @@
-"""What parts of Baton's work cost, in CPU: `python -m bench.costs` measures it on this machine, in five minutes.
+"""What parts of Baton's work cost, in CPU: `python -m bench.costs` measures it on this machine, in eight minutes.
 
 Loads that differ in one thing each give the cost of that thing. Streams of 50 tokens/s put several tokens into a row,
 and streams of 10 put each token into a row of its own; ten streams make as many flushes as 300, with fewer rows; and so
@@ -48,10 +48,11 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What each of these costs, in µs of CPU; `idle` is a share of a core, for each process.
+    """What each of these costs, in µs of CPU; `idle` and `timer` are shares of a core.
 
     A row is what one flush writes of one stream, delivered to one viewer. `heard` is a row that a further pod receives
-    and does not follow. A life is a stream's creation, claim, first viewer and end.
+    and does not follow. A life is a stream's creation, claim, first viewer and end. `idle` is for each database: of
+    each worker, of Postgres, and of each pod. `timer` is the generator's, in each worker process.
     """
 
     token: Parts
@@ -61,6 +62,7 @@ class Costs:
     heard: Parts
     viewer: float  # a row that a further viewer of the same pod gets
     idle: Parts
+    timer: float
     rows_per_second: float  # of a stream with more tokens than that, at the default window
 
 
@@ -72,6 +74,16 @@ class Measured:
     rows: float
     starts: float
     cpu: Parts  # µs
+
+
+async def resting(folder: Path, seconds: float) -> Parts:
+    """Return what processes without streams take, in µs a second."""
+    async with Baton().open(folder, Load(1, 1).shape()) as system:
+        await asyncio.sleep(WARM_UP_SECONDS)
+        before = spent(system)
+        await asyncio.sleep(seconds)
+        after = spent(system)
+    return _parts({part: (after[part] - before[part]) / seconds * 1e6 for part in after})
 
 
 async def measured(load: Load, folder: Path, seconds: float, *, pods: int = 1) -> Measured:
@@ -97,9 +109,10 @@ def _parts(cpu: Mapping[str, float]) -> Parts:
     return Parts(cpu["worker"], cpu["postgres"], cpu["pod"])
 
 
-def solved(runs: Mapping[str, Measured], viewers: int, pods: int) -> Costs:
-    """Return the costs from the runs `many`, `slow`, `few`, `lives`, `watched`, `pods` and `idle` (see `LOADS`)."""
-    idle = runs["idle"].cpu
+def solved(runs: Mapping[str, Measured], rest: Parts, viewers: int, pods: int) -> Costs:
+    """Return the costs from a run of each of the `LOADS`, and from what processes take that rest."""
+    timer = max(0.0, runs["timer"].cpu.worker - rest.worker)
+    idle = rest + Parts(timer, 0, 0)
     many, slow, few = (_without(runs[name], idle) for name in ("many", "slow", "few"))
     flushes = many.rows / LOADS["many"].streams
     parts = {}
@@ -110,7 +123,7 @@ def solved(runs: Mapping[str, Measured], viewers: int, pods: int) -> Costs:
     base = token * lives.tokens + row * lives.rows + flush * flushes
     life = _clamped(lives.cpu + base * -1) * (1 / lives.starts)
     watched = _without(runs["watched"], idle)
-    rest = watched.cpu.pod - token.pod * watched.tokens - (row.pod + flush.pod) * watched.rows
+    written = watched.cpu.pod - token.pod * watched.tokens - (row.pod + flush.pod) * watched.rows
     more = runs["pods"]
     without = token * more.tokens + row * more.rows + flush * flushes
     without += Parts(idle.worker, idle.postgres, pods * idle.pod + (pods - 1) * flush.pod * flushes)
@@ -121,8 +134,9 @@ def solved(runs: Mapping[str, Measured], viewers: int, pods: int) -> Costs:
         flush,
         life,
         Parts(0, heard.postgres, heard.pod),
-        max(0.0, rest / (watched.rows * (viewers - 1))),
-        idle * 1e-6,
+        max(0.0, written / (watched.rows * (viewers - 1))),
+        rest * 1e-6,
+        timer * 1e-6,
         flushes,
     )
 
@@ -157,7 +171,7 @@ LOADS: Final = {
     "lives": Load(300, 50, life_seconds=20),
     "watched": Load(1, 200, viewers=500, life_seconds=_LONG),
     "pods": Load(300, 50, life_seconds=_LONG),
-    "idle": Load(1, 0.1, life_seconds=_LONG),
+    "timer": Load(1, 0.1, life_seconds=_LONG),
 }
 PODS: Final = 8
 
@@ -168,7 +182,8 @@ MEASURED: Final = Costs(
     life=Parts(1800, 3400, 4400),
     heard=Parts(0, 0.9, 3.1),
     viewer=9.7,
-    idle=Parts(0.012, 0.007, 0.003),
+    idle=Parts(0.003, 0.005, 0.004),
+    timer=0.009,
     rows_per_second=22,
 )
 
@@ -176,15 +191,27 @@ MEASURED: Final = Costs(
 def main() -> None:
     """Measure, and print the costs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=10, help="how long each load is measured")
+    parser.add_argument("--seconds", type=float, default=8, help="how long each load is measured")
+    parser.add_argument("--turns", type=int, default=3, help="medians of these are taken")
     given = parser.parse_args()
-    runs = {}
-    for name, load in LOADS.items():
+    runs: dict[str, list[Measured]] = {name: [] for name in LOADS}
+    rests = []
+    for _ in range(given.turns):
         with tempfile.TemporaryDirectory() as folder:
-            pods = PODS if name == "pods" else 1
-            runs[name] = uvloop.run(measured(load, Path(folder), given.seconds, pods=pods))
-        print(f"{name}: {runs[name]}", flush=True)
-    print(solved(runs, LOADS["watched"].viewers, PODS))
+            rests.append(uvloop.run(resting(Path(folder), given.seconds)))
+        for name, load in LOADS.items():
+            with tempfile.TemporaryDirectory() as folder:
+                pods = PODS if name == "pods" else 1
+                runs[name].append(uvloop.run(measured(load, Path(folder), given.seconds, pods=pods)))
+            print(f"{name}: {runs[name][-1]}", flush=True)
+    middle = {name: _middle(found) for name, found in runs.items()}
+    rest = sorted(rests, key=lambda parts: parts.total)[len(rests) // 2]
+    print(solved(middle, rest, LOADS["watched"].viewers, PODS))
+
+
+def _middle(runs: list[Measured]) -> Measured:
+    """Return the run with the median of all CPU."""
+    return sorted(runs, key=lambda run: run.cpu.total)[len(runs) // 2]
 
 
 if __name__ == "__main__":

@@ -116,7 +116,8 @@ def cpu(
     if hint is None:
         each += costs.heard * (rows * (layout.pods - 1))
     idle = costs.idle
-    standing = Parts(idle.worker * pairs, idle.postgres * layout.databases, idle.pod * layout.pods * layout.databases)
+    working = idle.worker * pairs + costs.timer * layout.workers
+    standing = Parts(working, idle.postgres * layout.databases, idle.pod * layout.pods * layout.databases)
     return each * 1e-6 + standing
 
 
