@@ -366,6 +366,9 @@ def chaos(
     viewers: Annotated[int, typer.Option(min=1, help="How many viewers follow each stream.")] = 4,
     pods: Annotated[int, typer.Option(min=2, help="How many pods to run.")] = 3,
     workers: Annotated[int, typer.Option(min=2, help="How many workers to run.")] = 3,
+    databases: Annotated[
+        int, typer.Option(min=1, max=8, help="How many databases to run, each on a server of its own.")
+    ] = 1,
     faults: Annotated[
         str | None, typer.Option(help="Inject only these faults, comma-separated, in this order.")
     ] = None,
@@ -384,6 +387,7 @@ def chaos(
         viewers=viewers,
         pods=pods,
         workers=workers,
+        databases=databases,
         faults=None if faults is None else [fault.strip() for fault in faults.split(",")],
         database_url=database_url,
     )

@@ -9,7 +9,7 @@ import httpx2
 import pytest
 
 from baton.app import create_app
-from baton.chaos.experiment import prepare
+from baton.chaos.databases import prepare
 from baton.chaos.faults import full_notify_queue
 from baton.db.notifications import notify
 from baton.demo.embedded import embedded_server

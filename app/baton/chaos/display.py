@@ -77,6 +77,7 @@ class Display:
             ("events delivered", f"{traffic.events:,} ({traffic.events / seconds:,.0f} a second)"),
             ("streams", f"{workload.judged:,}"),
             *((f"  {kind}", f"{count:,}") for kind, count in sorted(workload.kinds.items())),
+            *self._of_databases(workload),
             ("connections", f"{traffic.connections:,}"),
             *((f"  reconnected after: {why}", f"{count:,}") for why, count in traffic.leavings.most_common()),
             *self._by_reason("continued by another run", workload.resumes),
@@ -97,6 +98,19 @@ class Display:
             ("no end", str(workload.without_end)),
         ]
         self._table(("what clients saw", ""), rows)
+
+    @staticmethod
+    def _of_databases(workload: Workload) -> list[tuple[str, str]]:
+        if len(workload.by_database) < 2:
+            return []
+        unkeyed = workload.unkeyed
+        return [
+            *((f"  in the database {name}", f"{count:,}") for name, count in sorted(workload.by_database.items())),
+            ("created without a key", f"{unkeyed.created:,}"),
+            ("  tries that faults made fail", f"{unkeyed.failed:,}"),
+            ("  longest create", f"{unkeyed.longest_seconds:.1f} s"),
+            ("  created without an answer, and cancelled at the end", f"{workload.strays:,}"),
+        ]
 
     @staticmethod
     def _at_ends(workload: Workload) -> list[tuple[str, str]]:

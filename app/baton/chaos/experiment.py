@@ -22,22 +22,16 @@ from rich.console import Console
 
 from ..commands.interruption import Interrupted, interruptible
 from ..commands.terminal import Output
-from ..db import postgres
-from ..db.postgres import Pool, connect
-from ..db.schema_revision import check_schema
 from ..demo.cluster import Child, Cluster, Program, reserved_port
-from ..demo.embedded import EmbeddedPostgres, embedded_server
 from ..errors import ConfigurationError, DemoError
-from ..schema.migrate import migrate
 from ..settings import Settings
 from . import end_hook
 from .complaint import Complaint
+from .databases import Databases
 from .display import Display
-from .faults import Director, Lines, possible_kinds
+from .faults import Director, possible_kinds
 from .generators import KINDS
 from .memory import Memory
-from .postgres_pair import PostgresPair
-from .proxy import Proxy
 from .tool_calls import FILE_VARIABLE, ToolCalls
 from .webhooks import Receiver
 from .workload import Violation, Workload
@@ -83,6 +77,7 @@ class Options:
     every_seconds: float = 2.0
     lease_seconds: float = 3
     faults: Sequence[str] | None = None
+    databases: int = 1
     database_url: str | None = None
 
 
@@ -171,24 +166,10 @@ class Experiment:
         options = self._options
         self.display.say(f"baton chaos: {options.seconds:g} seconds, seed {self.seed}", "bold")
         async with contextlib.AsyncExitStack() as stack:
-            pair = None
+            databases = await stack.enter_async_context(self._databases())
             if self._dsn is None:
-                self.display.say("Starting an embedded Postgres, pods and workers ...")
-                pair = PostgresPair(stack.enter_context(embedded_server(self.folder)), self.folder)
-                stack.callback(pair.close)
-                await asyncio.to_thread(prepare, pair.primary)
-            dsn = pair.primary.dsn if pair is not None else self._dsn or ""
-            await self._prepare_schema(dsn, own=pair is not None)
-            if pair is not None:
                 self._receiver = await stack.enter_async_context(Receiver(Random(self.seed)))
-            programs = self._programs(stack)
-            lines = {program.name: await _lines(stack, dsn) for program in programs}
-            if pair is not None:
-                # No fault strikes this proxy. It leads to whichever server is the primary.
-                own = await stack.enter_async_context(Proxy(dsn))
-                pair.follow([own, *(proxy for line in lines.values() for proxy in (line.queries, line.listen))])
-                dsn = own.dsn
-            programs = [_through(program, lines[program.name]) for program in programs]
+            programs = [_through(program, databases) for program in self._programs(stack)]
             settings = {
                 **_SETTINGS,
                 "BATON_LEASE_SECONDS": str(options.lease_seconds),
@@ -196,34 +177,38 @@ class Experiment:
             }
             cluster = await stack.enter_async_context(Cluster.open(self.folder, programs, settings))
             await self._wait_until_ready(cluster)
-            pool = await stack.enter_async_context(postgres.pool(dsn, size=4, timeout_seconds=10, name="chaos judge"))
-            self._assemble(cluster, lines, pool, dsn, pair)
+            self._assemble(cluster, databases)
             yield cluster
 
-    def _assemble(
-        self, cluster: Cluster, lines: dict[str, Lines], pool: Pool, dsn: str, pair: PostgresPair | None
-    ) -> None:
+    def _databases(self) -> contextlib.AbstractAsyncContextManager[Databases]:
+        """Return the databases, which are not there yet."""
+        names = [*self._names("pod", self._options.pods), *self._names("worker", self._options.workers)]
+        if self._dsn is not None:
+            return Databases.of_users(self._dsn, names)
+        count = self._options.databases
+        servers = "an embedded Postgres" if count == 1 else f"{count} embedded Postgres"
+        self.display.say(f"Starting {servers}, pods and workers ...")
+        return Databases.of_own_servers(count, self.folder, names)
+
+    def _assemble(self, cluster: Cluster, databases: Databases) -> None:
         options, random = self._options, Random(self.seed)
         pods = [program for program in cluster.programs.values() if program.is_pod]
         self.director = Director(
             cluster,
-            lines,
+            databases,
             Random(random.random()),
             lease_seconds=options.lease_seconds,
-            dsn=dsn,
-            pair=pair,
             spared=("pod-1", "worker-1"),
             now=self._now,
         )
         self.workload = Workload(
             pods,
-            pool,
+            databases,
             Random(random.random()),
             streams_at_once=options.streams,
             viewers=options.viewers,
             rate=options.rate,
-            erase=pair is None,
-            trouble=self.director.trouble,
+            reach=self.director.reach,
             tool_calls=ToolCalls(self._tool_calls),
             violate=self._violate,
             receiver=self._receiver,
@@ -245,21 +230,14 @@ class Experiment:
                 "BATON_ON_END": end_hook.TARGET,
             }
         pods = [
-            Program(f"pod-{number}", stack.enter_context(reserved_port()), of_pods)
-            for number in range(1, self._options.pods + 1)
+            Program(name, stack.enter_context(reserved_port()), of_pods)
+            for name in self._names("pod", self._options.pods)
         ]
-        return pods + [
-            Program(f"worker-{number}", settings=of_workers) for number in range(1, self._options.workers + 1)
-        ]
+        return pods + [Program(name, settings=of_workers) for name in self._names("worker", self._options.workers)]
 
-    async def _prepare_schema(self, dsn: str, *, own: bool) -> None:
-        if own:
-            await migrate(dsn, days_ahead=1)
-        connection = await connect(dsn, name="chaos")
-        try:
-            await (end_hook.prepare(connection) if own else check_schema(connection))
-        finally:
-            await connection.close()
+    @staticmethod
+    def _names(role: str, count: int) -> list[str]:
+        return [f"{role}-{number}" for number in range(1, count + 1)]
 
     async def _wait_until_ready(self, cluster: Cluster) -> None:
         async with httpx2.AsyncClient(trust_env=False, timeout=5) as http:
@@ -273,6 +251,8 @@ class Experiment:
                 if child.ended.done():
                     self._see_end(child)
                     await cluster.start(child.name)
+                elif child.program.is_pod and not child.ready:
+                    self.director.reach.note_away(child.name)
 
     def _see_end(self, child: Child) -> None:
         if child.pid in self.director.expected_ends:
@@ -335,7 +315,7 @@ class Experiment:
     def _repeat_command(self) -> str:
         options, defaults = self._options, Options()
         words = [f"baton chaos --seconds {options.seconds:g} --seed {self.seed}"]
-        names = ("streams", "viewers", "pods", "workers")
+        names = ("streams", "viewers", "pods", "workers", "databases")
         words += [
             f"--{name} {getattr(options, name)}" for name in names if getattr(options, name) != getattr(defaults, name)
         ]
@@ -372,32 +352,17 @@ def _logging_to(path: Path) -> Iterator[None]:
 
 def _named_database(options: Options) -> str | None:
     settings = Settings.load(database_url=options.database_url)
+    if settings.database_url is not None and options.databases > 1:
+        raise ConfigurationError(
+            "Chaos brings its own servers for several databases. Leave out --databases, or --database-url and "
+            "BATON_DATABASE_URL."
+        )
     return None if settings.database_url is None else settings.dsn
 
 
-def prepare(server: EmbeddedPostgres) -> None:
-    """Make the notification queue small enough to fill, and allow more connections."""
-    asyncio.run(_configure(server.dsn))
-    server.restart()
-
-
-async def _configure(dsn: str) -> None:
-    connection = await connect(dsn, name="chaos")
-    try:
-        await connection.execute("ALTER SYSTEM SET max_notify_queue_pages = 64")
-        await connection.execute("ALTER SYSTEM SET max_connections = 300")
-    finally:
-        await connection.close()
-
-
-async def _lines(stack: contextlib.AsyncExitStack, dsn: str) -> Lines:
-    return Lines(await stack.enter_async_context(Proxy(dsn)), await stack.enter_async_context(Proxy(dsn)))
-
-
-def _through(program: Program, lines: Lines) -> Program:
-    """Return the program, changed to reach Postgres through its proxies."""
-    addresses = {"BATON_DATABASE_URL": lines.queries.dsn, "BATON_LISTEN_DATABASE_URL": lines.listen.dsn}
-    return Program(program.name, program.port, {**program.settings, **addresses})
+def _through(program: Program, databases: Databases) -> Program:
+    """Return the program, changed to reach the databases through its proxies."""
+    return Program(program.name, program.port, {**program.settings, **databases.settings_of(program.name)})
 
 
 def _described(found: Violation) -> str:

@@ -3,6 +3,9 @@
 A fault picks a target that no other fault holds, strikes it, waits, and always undoes what it did. Faults of the server
 itself (a restart, an outage, a slow disk, a full queue, a promotion), and forged notifications, which every client of
 the server would receive, exist only if the server is chaos' own.
+
+Of several databases, a fault strikes one, and a fault of the network sometimes all. Each has a server of its own, so
+two of them may be in trouble at once.
 """
 
 from __future__ import annotations
@@ -12,9 +15,8 @@ import contextlib
 import signal
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from random import Random
-from typing import Final
+from typing import Final, TypeVar
 
 import asyncpg
 
@@ -23,15 +25,18 @@ from ..db.postgres import CONNECTION_ERRORS, Connection, connect
 from ..demo.cluster import Child, Cluster
 from ..demo.embedded import EmbeddedPostgres
 from ..errors import ConfigurationError
+from .databases import Database, Databases
 from .forger import Forger
 from .postgres_pair import PostgresPair
 from .proxy import Proxy
-from .trouble import NEAR_SECONDS, Promotion, Trouble
+from .reach import Reach
+from .trouble import NEAR_SECONDS, Promotion
 
 LEAVE_SECONDS: Final = 12  # from SIGTERM to SIGKILL, as on a platform
 CALM_EVERY_SECONDS: Final = 45
 CALM_SECONDS: Final = 4
 AT_ONCE: Final = 4
+ALL_DATABASES: Final = 0.25  # of the faults of the network
 # After a promotion, until the workers have appended again what was lost.
 HEALING_SECONDS: Final = 5
 FILLER_CHANNEL: Final = "baton_chaos"
@@ -39,18 +44,11 @@ FILLER_CHANNEL: Final = "baton_chaos"
 _FILLING: Final = [f"{number}{'x' * 7000}" for number in range(20)]
 
 Kind = Callable[["Director"], Awaitable[None]]
+Item = TypeVar("Item")
 
 
 class _NothingToStrike(Exception):
     """Other faults hold every possible target of this one."""
-
-
-@dataclass(slots=True)
-class Lines:
-    """The two proxies between one process and Postgres."""
-
-    queries: Proxy
-    listen: Proxy
 
 
 class Director:
@@ -59,30 +57,27 @@ class Director:
     def __init__(
         self,
         cluster: Cluster,
-        lines: dict[str, Lines],
+        databases: Databases,
         random: Random,
         *,
         lease_seconds: float,
-        dsn: str,
-        pair: PostgresPair | None,
         spared: Sequence[str],
         now: Callable[[], float],
     ) -> None:
         self.counts: Counter[str] = Counter()
         self.last: deque[str] = deque(maxlen=8)
-        self.trouble = Trouble()
+        pods = [program.name for program in cluster.programs.values() if program.is_pod]
+        self.reach = Reach(pods, [database.number for database in databases])
         self.expected_ends: set[int] = set()  # pids that a fault ends
         self._cluster = cluster
-        self._lines = lines
+        self._databases = databases
         self._random = random
         self._lease_seconds = lease_seconds
-        self._dsn = dsn
-        self._pair = pair
         self._spared = spared
         self._now = now
         self._held: set[str] = set()
         self._stopping = asyncio.Event()
-        self._kinds = possible_kinds(own_server=pair is not None)
+        self._kinds = possible_kinds(own_server=databases.own_servers)
 
     def stop(self) -> None:
         """Inject no more faults. Those under way are undone as planned."""
@@ -131,6 +126,17 @@ class Director:
         self.counts[kind] += 1
         self.last.append(f"{self._now():.1f} s {kind}, {target}" + (f", for {seconds:.1f} s" if seconds else ""))
 
+    def _choose(self, found: Sequence[Item]) -> Item:
+        """Pick one. With one database, runs of a seed draw the same as before there could be several."""
+        return found[0] if len(found) == 1 else self._random.choice(found)
+
+    def _one(self) -> Database:
+        return self._choose(list(self._databases))
+
+    def _one_or_all(self) -> list[Database]:
+        found = list(self._databases)
+        return found if len(found) > 1 and self._random.random() < ALL_DATABASES else [self._choose(found)]
+
     @contextlib.contextmanager
     def _hold(self, name: str) -> Iterator[None]:
         self._held.add(name)
@@ -158,7 +164,7 @@ class Director:
         child = self._child(role, spare=True)
         with self._hold(child.name):
             self._strikes(f"{role} {number.name}", child.name)
-            with self._troubles([child.name] if role == "worker" else []):
+            with self._troubles([child.name], list(self._databases)):
                 self.expected_ends.add(child.pid)
                 child.signal(number)
                 await asyncio.wait([child.ended], timeout=LEAVE_SECONDS)
@@ -169,7 +175,7 @@ class Director:
         child = self._child(role, spare=False)
         with self._hold(child.name):
             self._strikes(f"{role} SIGSTOP", child.name, seconds)
-            with self._troubles([child.name] if role == "worker" else []):
+            with self._troubles([child.name], list(self._databases)):
                 child.signal(signal.SIGSTOP)
                 try:
                     await asyncio.sleep(seconds)
@@ -177,13 +183,15 @@ class Director:
                     child.signal(signal.SIGCONT)
 
     async def _disturb(self, kind: str, disturb: Callable[[Proxy], None], seconds: float) -> None:
-        """Disturb the proxy of one process, or of all."""
-        names = list(self._lines) if self._random.random() < 0.25 else [self._random.choice(list(self._lines))]
+        """Disturb the proxy of one process, or of all, to one database, or to all."""
+        every = list(self._cluster.programs)
+        names = every if self._random.random() < 0.25 else [self._random.choice(every)]
+        databases = self._one_or_all()
         target = "all processes" if len(names) > 1 else names[0]
         line = kind.partition(" ")[0]
-        with self._lines_of(names, line) as proxies:
-            self._strikes(kind, target, seconds)
-            with self._troubles(self._alone(names, line)):
+        with self._lines_of(names, line, databases) as proxies:
+            self._strikes(kind, f"{target}{_place(databases)}", seconds)
+            with self._troubles(self._apart(names, line), databases):
                 for proxy in proxies:
                     disturb(proxy)
                 await asyncio.sleep(seconds)
@@ -193,11 +201,12 @@ class Director:
 
     async def _lose_replies(self) -> None:
         """Hold the replies to statements, then cut: the worker cannot know whether a flush was committed."""
-        name = self._random.choice(list(self._lines))
+        name = self._random.choice(list(self._cluster.programs))
+        databases = self._one_or_all()
         seconds = self._random.uniform(0.1, 2)
-        with self._lines_of([name], "queries") as proxies:
-            self._strikes("replies lost", name, seconds)
-            with self._troubles(self._alone([name], "queries")):
+        with self._lines_of([name], "queries", databases) as proxies:
+            self._strikes("replies lost", f"{name}{_place(databases)}", seconds)
+            with self._troubles(self._apart([name], "queries"), databases):
                 for proxy in proxies:
                     proxy.hold_replies()
                 await asyncio.sleep(seconds)
@@ -205,11 +214,11 @@ class Director:
                     proxy.cut()
 
     @contextlib.contextmanager
-    def _lines_of(self, names: Sequence[str], line: str) -> Iterator[list[Proxy]]:
-        keys = [f"{line} of {name}" for name in names]
+    def _lines_of(self, names: Sequence[str], line: str, databases: Sequence[Database]) -> Iterator[list[Proxy]]:
+        keys = [_key(line, name, database) for name in names for database in databases]
         if self._held.intersection(keys):
             raise _NothingToStrike
-        proxies: list[Proxy] = [getattr(self._lines[name], line) for name in names]
+        proxies: list[Proxy] = [getattr(database.lines[name], line) for name in names for database in databases]
         self._held.update(keys)
         try:
             yield proxies
@@ -218,51 +227,69 @@ class Director:
             for proxy in proxies:
                 proxy.resume()
 
-    def _alone(self, names: Sequence[str], line: str) -> Sequence[str]:
-        """Return the worker that alone cannot reach Postgres, so that the others may declare it dead."""
-        alone = len(names) == 1 and not self._cluster.programs[names[0]].is_pod
-        return names if alone and line == "queries" else []
+    def _apart(self, names: Sequence[str], line: str) -> Sequence[str]:
+        """Return the processes whose queries do not reach a database.
+
+        All workers at once are none: only if one of them is alone may the others declare it dead.
+        """
+        if line != "queries":
+            return []
+        return names if len(names) == 1 else [name for name in names if self._cluster.programs[name].is_pod]
 
     @contextlib.contextmanager
-    def _troubles(self, workers: Sequence[str]) -> Iterator[None]:
-        """Record that workers may lose their streams, from the block's beginning to its end."""
-        for name in workers:
-            self.trouble.note_worker(name)
+    def _troubles(self, names: Sequence[str], databases: Sequence[Database]) -> Iterator[None]:
+        """Record that workers may lose their streams in these databases, from the block's beginning to its end.
+
+        Pods may not reach the databases inside the block.
+        """
+        workers = [name for name in names if not self._cluster.programs[name].is_pod]
+
+        def note() -> None:
+            for database in databases:
+                for name in workers:
+                    database.trouble.note_worker(name)
+
+        note()
         try:
-            yield
+            with self.reach.cut(names, [database.number for database in databases]):
+                yield
         finally:
-            for name in workers:
-                self.trouble.note_worker(name)
+            note()
 
     async def _terminate_backends(self) -> None:
         """Terminate the backends of one child. The proxies know their pids."""
-        name = self._random.choice(list(self._lines))
-        lines = self._lines[name]
+        name = self._random.choice(list(self._cluster.programs))
+        database = self._one()
+        lines = database.lines[name]
         pids = sorted(lines.queries.backends | lines.listen.backends)
         if not pids:
             raise _NothingToStrike
-        async with _session(self._dsn) as connection:
-            await connection.execute("SELECT pg_terminate_backend(pid) FROM unnest($1::int[]) AS pid", pids)
-        self._strikes("backends terminated", f"{len(pids)} of {name}")
+        async with _session(database.dsn) as connection:
+            with self.reach.cut([name], [database.number]):
+                await connection.execute("SELECT pg_terminate_backend(pid) FROM unnest($1::int[]) AS pid", pids)
+        self._strikes("backends terminated", f"{len(pids)} of {name}{database.suffix}")
 
     async def _hold_snapshot(self) -> None:
         """Keep a snapshot open, as a dump does: until it ends, vacuum removes nothing from the queue's indexes."""
         seconds = self._random.uniform(2, 6)
-        with self._hold_alone("snapshot"):
-            async with _session(self._dsn) as connection:
+        database = self._one()
+        with self._hold_alone(f"snapshot{database.suffix}"):
+            async with _session(database.dsn) as connection:
                 await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT FROM baton.stream LIMIT 1")
-                self._strikes("old snapshot", "all processes", seconds)
+                self._strikes("old snapshot", f"all processes{database.suffix}", seconds)
                 await asyncio.sleep(seconds)
 
     async def _restart_postgres(self) -> None:
-        with self._hold_server() as server:
-            self._strikes("postgres restart", "immediate")
+        database = self._one()
+        with self._hold_server(database) as server:
+            self._strikes("postgres restart", f"immediate{database.suffix}")
             await asyncio.to_thread(server.restart)
 
     async def _outage(self) -> None:
         seconds = 3 * self._lease_seconds
-        with self._hold_server() as server:
-            self._strikes("postgres outage", "immediate", seconds)
+        database = self._one()
+        with self._hold_server(database) as server:
+            self._strikes("postgres outage", f"immediate{database.suffix}", seconds)
             await asyncio.to_thread(server.stop)
             try:
                 await asyncio.sleep(seconds)
@@ -272,10 +299,11 @@ class Director:
     async def _slow_disk(self) -> None:
         """Delay each commit. Without commit_siblings=0, only concurrent commits would be delayed."""
         seconds, delay = self._random.uniform(3, 6), self._random.randint(2_000, 100_000)
-        with self._hold_server():
-            async with _session(self._dsn) as connection:
+        database = self._one()
+        with self._hold_server(database):
+            async with _session(database.dsn) as connection:
                 await _configure(connection, commit_delay=delay, commit_siblings=0)
-                self._strikes("slow disk", f"{delay / 1000:.0f} ms per commit", seconds)
+                self._strikes("slow disk", f"{delay / 1000:.0f} ms per commit{database.suffix}", seconds)
                 try:
                     await asyncio.sleep(seconds)
                 finally:
@@ -283,55 +311,58 @@ class Director:
 
     async def _fill_queue(self) -> None:
         seconds = self._random.uniform(2, 5)
-        with self._hold_server():
-            async with full_notify_queue(self._dsn):
-                self._strikes("notify queue full", "all processes", seconds)
+        database = self._one()
+        with self._hold_server(database):
+            async with full_notify_queue(database.dsn):
+                self._strikes("notify queue full", f"all processes{database.suffix}", seconds)
                 await asyncio.sleep(seconds)
 
     async def _forge(self) -> None:
         seconds = self._random.uniform(2, 5)
-        async with _session(self._dsn) as connection:
-            self._strikes("forged notifications", "all processes", seconds)
+        database = self._one()
+        async with _session(database.dsn) as connection:
+            self._strikes("forged notifications", f"all processes{database.suffix}", seconds)
             await Forger(connection, self._random).run(seconds)
 
     async def _promote(self) -> None:
         """Promote a standby that lacks the primary's last commits. One worker is not disturbed, and must heal them."""
-        with self._hold_worker():
-            with self._hold_server():
-                assert self._pair is not None
+        database = self._one()
+        with self._hold_worker(database):
+            with self._hold_server(database):
+                assert database.pair is not None
                 promotion = None
                 try:
-                    await self._pair.build_standby()
-                    promotion = self.trouble.note_detached({})
-                    await self._pair.detach_standby()
-                    promotion.running = await self._pair.running_on_standby()
-                    await self._lose_commits(self._pair, promotion)
+                    await database.pair.build_standby()
+                    promotion = database.trouble.note_detached({})
+                    await database.pair.detach_standby()
+                    promotion.running = await database.pair.running_on_standby()
+                    await self._lose_commits(database, database.pair, promotion)
                 finally:
-                    await self._pair.drop_standby()
+                    await database.pair.drop_standby()
                     if promotion is not None and promotion.stopped_at is None:
-                        self.trouble.forget(promotion)
+                        database.trouble.forget(promotion)
             await self._pause(HEALING_SECONDS)
 
-    async def _lose_commits(self, pair: PostgresPair, promotion: Promotion) -> None:
+    async def _lose_commits(self, database: Database, pair: PostgresPair, promotion: Promotion) -> None:
         seconds = self._random.uniform(0.1, 1.5)
-        self._strikes("promotion", "without the last commits", seconds)
+        self._strikes("promotion", f"without the last commits{database.suffix}", seconds)
         await asyncio.sleep(seconds)
         await asyncio.to_thread(pair.primary.stop)
-        promotion.stopped_at = self.trouble.now()
+        promotion.stopped_at = database.trouble.now()
         await asyncio.shield(pair.promote())
-        promotion.promoted_at = self.trouble.now()
+        promotion.promoted_at = database.trouble.now()
 
     @contextlib.contextmanager
-    def _hold_worker(self) -> Iterator[None]:
+    def _hold_worker(self, database: Database) -> Iterator[None]:
         """Let no fault strike one of the workers that have been undisturbed for a while, if there is one."""
         found = [
             name
             for name, program in self._cluster.programs.items()
             if not program.is_pod
-            and not self._held.intersection((name, f"queries of {name}"))
-            and self.trouble.seconds_since(name) > NEAR_SECONDS
+            and not self._held.intersection((name, _key("queries", name, database)))
+            and database.trouble.seconds_since(name) > NEAR_SECONDS
         ]
-        keys = {name for first in found[:1] for name in (first, f"queries of {first}")}
+        keys = {name for first in found[:1] for name in (first, _key("queries", first, database))}
         self._held.update(keys)
         try:
             yield
@@ -346,11 +377,20 @@ class Director:
             yield
 
     @contextlib.contextmanager
-    def _hold_server(self) -> Iterator[EmbeddedPostgres]:
-        if self._pair is None or "server" in self._held:
+    def _hold_server(self, database: Database) -> Iterator[EmbeddedPostgres]:
+        key = f"server{database.suffix}"
+        if database.pair is None or key in self._held:
             raise _NothingToStrike
-        with self._hold("server"):
-            yield self._pair.primary
+        with self._hold(key), self.reach.cut(self._cluster.programs, [database.number]):
+            yield database.pair.primary
+
+
+def _key(line: str, process: str, database: Database) -> str:
+    return f"{line} of {process}{database.suffix}"
+
+
+def _place(databases: Sequence[Database]) -> str:
+    return databases[0].suffix if len(databases) == 1 else ", all databases"
 
 
 def possible_kinds(*, own_server: bool) -> Mapping[str, Kind]:

@@ -19,15 +19,17 @@ import orjson
 
 from ..backoff import Backoff, retry
 from ..db import event_log, stream_ending, streams
-from ..db.postgres import CONNECTION_ERRORS, Pool
+from ..db.postgres import CONNECTION_ERRORS
 from ..demo.cluster import Program
 from . import end_hook
 from .account import GONE, Account, Contract, Expected, LogCopy
 from .complaint import Complaint
+from .databases import Database, Databases
 from .generators import KINDS, PAUSE_SECONDS, Answer
 from .inputs import LONGEST_DELIBERATION_SECONDS, Inputs, Statistics, sending
+from .reach import Reach
 from .tool_calls import StepAccount, ToolCalls
-from .trouble import Trouble
+from .unkeyed import UnkeyedCreates
 from .viewers import Habits, Traffic, Viewer
 from .webhooks import Receiver
 
@@ -36,6 +38,9 @@ CLOSING_SECONDS: Final = 60
 REQUEST_SECONDS: Final = 5
 SETTLING_SECONDS: Final = 60  # until the last webhooks have been called
 HAS_WEBHOOK: Final = 0.5
+# Of creates with several databases.
+IS_UNKEYED: Final = 0.5
+IS_REPEATED: Final = 0.2
 
 _LIVE: Final = "SELECT id, status FROM baton.stream WHERE status NOT IN ('completed', 'failed', 'cancelled')"
 # The call of a worker that has died would follow after a lease of a minute.
@@ -114,10 +119,10 @@ class StreamPlan:
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """When a stream was created, and the count of trouble before that."""
+    """When a stream was created, and the count of trouble of each database before that."""
 
     at: float
-    trouble: int
+    trouble: Mapping[int, int]
 
 
 class Workload:
@@ -126,14 +131,13 @@ class Workload:
     def __init__(
         self,
         pods: Sequence[Program],
-        pool: Pool,
+        databases: Databases,
         random: Random,
         *,
         streams_at_once: int,
         viewers: int,
         rate: float,
-        erase: bool,
-        trouble: Trouble,
+        reach: Reach,
         tool_calls: ToolCalls,
         violate: Callable[[Complaint, str, str], None],
         receiver: Receiver | None = None,
@@ -153,21 +157,22 @@ class Workload:
         self.healed = 0  # streams that ran through a promotion with their worker, and lost nothing
         self.missing = self.repeated = self.misplaced = self.without_end = 0
         self._pods = pods
-        self._pool = pool
+        self._databases = databases
         self._random = random
         self._streams_at_once = streams_at_once
         self._viewers = viewers
         self._rate = rate
-        self._erase = erase
-        self._trouble = trouble
         self._tool_calls = tool_calls
         self._violate = violate
         self._receiver = receiver
         self._created: dict[str, float] = {}  # of streams with a webhook
+        self.by_database: Counter[str] = Counter()
         self._closing = asyncio.Event()
         self._http = httpx2.AsyncClient(
             trust_env=False, limits=httpx2.Limits(max_keepalive_connections=0), timeout=REQUEST_SECONDS
         )
+        self.unkeyed = UnkeyedCreates(self._http, pods, reach, violate)
+        self.strays = 0  # streams that were created without an answer
 
     def close(self) -> None:
         """Create no more streams, and cancel running ones after a few seconds."""
@@ -185,19 +190,22 @@ class Workload:
         await asyncio.sleep(random.uniform(0, 2))
         while not self._closing.is_set():
             plan = StreamPlan.drawn(random, self._rate)
-            before = Before(time.monotonic(), self._trouble.count)
+            trouble = {database.number: database.trouble.count for database in self._databases}
+            before = Before(time.monotonic(), trouble)
             created = await self._create(plan, random)
             if created is not None:
                 self._created[created] = before.at
                 await self._watch_and_judge(plan, created, before, random)
 
     async def _watch_and_judge(self, plan: StreamPlan, stream: str, before: Before, random: Random) -> None:
-        """Let viewers follow a stream to its end, and judge it."""
+        """Let viewers follow a stream to its end, and judge it. Only the trouble of its database excuses anything."""
+        database = self._databases.of(stream)
+        trouble = database.trouble
 
         def rewound() -> bool:
-            if plan.answer.ask_every and self._trouble.lost_between(before.at, time.monotonic()):
+            if plan.answer.ask_every and trouble.lost_between(before.at, time.monotonic()):
                 return True  # a wait has no worker that could heal it, and no worker keeps what others sent
-            return self._trouble.may_have_rewound(stream, before.at)
+            return trouble.may_have_rewound(stream, before.at)
 
         def complain(complaint: Complaint, *, pod: str) -> None:
             self._violate(complaint, stream, pod)
@@ -222,8 +230,9 @@ class Workload:
         async with self._cancelling(plan, stream, accounts, random, rewound) as cancelled, sending(inputs):
             await self._watch(plan, viewers)
         self.live -= 1
-        self.healed += self._trouble.survived(stream, before.at)
-        steps = StepAccount(self._tool_calls.take(stream), self._trouble.lost_at)
+        self.healed += trouble.survived(stream, before.at)
+        self.by_database[database.name] += 1
+        steps = StepAccount(self._tool_calls.take(stream), trouble.lost_at)
         asked = Expected(
             plan.answer.events,
             plan.contract,
@@ -231,7 +240,7 @@ class Workload:
             plan.answer.waits,
             plan.answer.inputs,
             cancelled=cancelled.is_set(),
-            worker_troubled=self._trouble.count != before.trouble,
+            worker_troubled=trouble.count != before.trouble[database.number],
             rewound=rewound(),
             step_forgotten=steps.forgotten,
         )
@@ -261,7 +270,7 @@ class Workload:
             )
             return None if reply is None else int(orjson.loads(reply)["number"])
 
-        return Inputs(plan.answer, accounts, Random(random.random()), post, self._trouble.lost_at)
+        return Inputs(plan.answer, accounts, Random(random.random()), post, self._databases.of(stream).trouble.lost_at)
 
     def _count(self, plan: StreamPlan, accounts: Sequence[Account], steps: StepAccount) -> None:
         self.kinds[f"{plan.kind}, {plan.contract.value}"] += 1
@@ -334,13 +343,41 @@ class Workload:
             await asyncio.gather(task, return_exceptions=True)
 
     async def _create(self, plan: StreamPlan, random: Random) -> str | None:
-        """Create a stream, with one idempotency key for all attempts; None if time runs out after `close()`."""
+        """Create a stream; None if time runs out after `close()`.
+
+        There is one idempotency key for all attempts, or with several databases perhaps none.
+        """
         body = {"generator": plan.kind, "input": plan.answer.as_input(), "on_worker_lost": plan.policy}
         if self._receiver is not None and random.random() < HAS_WEBHOOK:
             body["webhook"] = self._receiver.url
-        key = {"idempotency-key": secrets.token_hex(8)}
-        reply = await self._request("POST", "/v1/streams", random, content=orjson.dumps(body), headers=key)
+        content = orjson.dumps(body)
+        if self._databases.several and random.random() < IS_UNKEYED:
+            return await self._create_unkeyed(content, random)
+        begin, key = time.monotonic(), {"idempotency-key": secrets.token_hex(8)}
+        created = await self._create_keyed(content, key, random)
+        if created is None or not self._databases.several or random.random() >= IS_REPEATED:
+            return created
+        again = await self._create_keyed(content, key, random)
+        if again == created or again is None:
+            return created
+        if not self._databases.of(created).trouble.lost_between(begin, time.monotonic()):
+            detail = f"another pod created {again} for the same idempotency key"
+            self._violate(Complaint("created twice", 0, detail), created, "")
+        return again
+
+    async def _create_keyed(self, content: bytes, key: Mapping[str, str], random: Random) -> str | None:
+        reply = await self._request("POST", "/v1/streams", random, content=content, headers=key)
         return None if reply is None else str(orjson.loads(reply)["id"])
+
+    async def _create_unkeyed(self, content: bytes, random: Random) -> str | None:
+        late = asyncio.create_task(self._late(ALLOWANCE_SECONDS))
+        try:
+            created = await self.unkeyed.create(content, random, late.done)
+        finally:
+            late.cancel()
+        if created is None:
+            self._violate(Complaint("refused", 0, "no pod created a stream without a key"), "", "")
+        return created
 
     async def _request(
         self,
@@ -385,9 +422,10 @@ class Workload:
         self, stream: str, accounts: Sequence[Account], asked: Expected, steps: StepAccount, inputs: Inputs
     ) -> None:
         """Compare the accounts with the log, the calls of the tool, the inputs, and what the end hook has saved."""
-        copy = await self._read_log(UUID(stream))
+        database = self._databases.of(stream)
+        copy = await self._read_log(database, UUID(stream))
         if asked.rewound:
-            copy = await self._ended_log(UUID(stream), copy)
+            copy = await self._ended_log(database, UUID(stream), copy)
         complaints = [] if asked.rewound and copy.status == GONE else [*copy.complaints]
         complaints += steps.complaints
         for account in accounts:
@@ -396,51 +434,73 @@ class Workload:
             complaints += inputs.against(account, rewound=asked.rewound)
         if self._receiver is not None and not copy.complaints:
             complaints += await self._until_answered(
-                lambda: end_hook.against_log(self._pool, UUID(stream), copy.status, copy.text)
+                lambda: end_hook.against_log(database.pool, UUID(stream), copy.status, copy.text)
             )
         for complaint in complaints:
             self._violate(complaint, stream, "")
-        if self._erase:
-            await self._until_answered(lambda: stream_ending.erase(self._pool, UUID(stream)))
+        if database.pair is None:
+            await self._until_answered(lambda: stream_ending.erase(database.pool, UUID(stream)))
 
     async def _settle(self, receiver: Receiver) -> None:
         """Wait for the last webhooks, and compare them and the saved answers with the streams that have ended."""
         receiver.reliable = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SETTLING_SECONDS):
-                while await self._unsettled():
-                    await self._until_answered(lambda: self._pool.execute(_HURRY))
+                while unsettled := [item for item in self._databases if await self._unsettled(item)]:
+                    for database in unsettled:
+                        await self._hurry(database)
                     await asyncio.sleep(0.5)
-        for stream_id, complaint in await self._until_answered(lambda: end_hook.unlike(self._pool)):
-            self._violate(complaint, str(stream_id), "")
-        for stream_id, status in await self._until_answered(lambda: self._pool.fetch(_LIVE)):
-            self._violate(Complaint("no end", 0, f"the stream is still {status}"), str(stream_id), "")
-        await self._judge_webhooks(receiver)
-        self.saved, self.hook_failed = await self._until_answered(lambda: end_hook.counts(self._pool))
+        for stream, complaint in receiver.complaints:
+            self._violate(complaint, stream, "")
+        for database in self._databases:
+            await self._judge_ends(database, receiver)
 
-    async def _unsettled(self) -> bool:
+    async def _unsettled(self, database: Database) -> bool:
         """Return whether a stream is live, or a webhook still has to be called."""
         for query in (_LIVE, _UNCALLED):
-            if await self._until_answered(lambda: self._pool.fetchrow(query)) is not None:  # noqa: B023
+            if await self._until_answered(lambda: database.pool.fetchrow(query)) is not None:  # noqa: B023
                 return True
         return False
 
-    async def _judge_webhooks(self, receiver: Receiver) -> None:
-        for stream, complaint in receiver.complaints:
-            self._violate(complaint, stream, "")
-        for stream_id, tries, error in await self._until_answered(lambda: self._pool.fetch(_UNCALLED)):
+    async def _hurry(self, database: Database) -> None:
+        await self._until_answered(lambda: database.pool.execute(_HURRY))
+        if self._databases.several:
+            live = await self._until_answered(lambda: database.pool.fetch(_LIVE))
+            await self._cancel_strays([str(stream_id) for stream_id, _ in live])
+
+    async def _cancel_strays(self, live: Sequence[str]) -> None:
+        """Cancel the live streams that nobody knows, since the creates that made them got no answer."""
+        for stream in live:
+            if stream not in self._created:
+                self._created[stream] = 0.0
+                self.strays += 1
+                await self._request("POST", f"/v1/streams/{stream}/cancel", self._random)
+
+    async def _judge_ends(self, database: Database, receiver: Receiver) -> None:
+        pool = database.pool
+        for stream_id, complaint in await self._until_answered(lambda: end_hook.unlike(pool)):
+            self._violate(complaint, str(stream_id), "")
+        for stream_id, status in await self._until_answered(lambda: pool.fetch(_LIVE)):
+            self._violate(Complaint("no end", 0, f"the stream is still {status}"), str(stream_id), "")
+        await self._judge_webhooks(database, receiver)
+        saved, hook_failed = await self._until_answered(lambda: end_hook.counts(pool))
+        self.saved += saved
+        self.hook_failed += hook_failed
+
+    async def _judge_webhooks(self, database: Database, receiver: Receiver) -> None:
+        for stream_id, tries, error in await self._until_answered(lambda: database.pool.fetch(_UNCALLED)):
             self._violate(Complaint("webhook", 0, f"not called after {tries} tries: {error}"), str(stream_id), "")
-        for stream_id, status in await self._until_answered(lambda: self._pool.fetch(_CALLED)):
+        for stream_id, status in await self._until_answered(lambda: database.pool.fetch(_CALLED)):
             stream = str(stream_id)
             created_at = self._created.get(stream, 0.0)
             for complaint in receiver.against(
                 stream,
                 status,
-                lambda at: self._trouble.lost_between(created_at, at),  # noqa: B023
+                lambda at: database.trouble.lost_between(created_at, at),  # noqa: B023
             ):
                 self._violate(complaint, stream, "")
 
-    async def _ended_log(self, stream_id: UUID, copy: LogCopy) -> LogCopy:
+    async def _ended_log(self, database: Database, stream_id: UUID, copy: LogCopy) -> LogCopy:
         """Wait for the end of a stream whose viewers may all have been refused.
 
         It may end between the reads of its log and of its row.
@@ -449,13 +509,13 @@ class Workload:
             async with asyncio.timeout(CLOSING_SECONDS):
                 while copy.status != GONE and (copy.live or copy.complaints):
                     await asyncio.sleep(0.2)
-                    copy = await self._read_log(stream_id)
+                    copy = await self._read_log(database, stream_id)
         return copy
 
-    async def _read_log(self, stream_id: UUID) -> LogCopy:
+    async def _read_log(self, database: Database, stream_id: UUID) -> LogCopy:
         async def read() -> LogCopy:
-            batches = [batch async for page in event_log.pages(self._pool, stream_id) for batch in page]
-            row = await streams.get(self._pool, stream_id)
+            batches = [batch async for page in event_log.pages(database.pool, stream_id) for batch in page]
+            row = await streams.get(database.pool, stream_id)
             return LogCopy(batches, row.status if row else GONE)
 
         return await self._until_answered(read)
