@@ -1,10 +1,11 @@
-"""Four databases, two pods and four workers under load, each a process of its own: one database is lost and comes back."""
+"""Four databases, two pods and four workers under load: one database is lost, and comes back."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
+import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -23,6 +24,8 @@ from baton.demo.embedded import EmbeddedPostgres, embedded_server
 from baton.pod import placement
 from baton.stream_ids import number_of
 
+logger = logging.getLogger(__name__)
+
 STREAMS = 400
 WATCHED = 48
 SECONDS = 40
@@ -38,7 +41,10 @@ async def deployment(folder: Path) -> AsyncIterator[tuple[list[EmbeddedPostgres]
         for name in NAMES:
             (folder / name).mkdir()
             servers.append(stack.enter_context(embedded_server(folder / name)))
-        databases = {name: {"url": server.dsn, "number": number} for number, (name, server) in enumerate(zip(NAMES, servers, strict=True))}
+        databases = {
+            name: {"url": server.dsn, "number": number}
+            for number, (name, server) in enumerate(zip(NAMES, servers, strict=True))
+        }
         env = environment(
             BATON_DATABASES=json.dumps(databases),
             BATON_ALLOW_ANONYMOUS="true",
@@ -101,7 +107,7 @@ def p99(watches: Sequence[Watch], begin: float, end: float) -> float:
 
 
 def key_at(number: int) -> str:
-    weights = {number: 1.0 for number in range(len(NAMES))}
+    weights = dict.fromkeys(range(len(NAMES)), 1.0)
     return next(
         key
         for key in (f"key-{index}" for index in range(1000))
@@ -112,7 +118,10 @@ def key_at(number: int) -> str:
 @pytest.mark.slow
 async def test_a_lost_database_pauses_its_streams_alone(tmp_path: Path) -> None:
     limits = httpx2.Limits(max_connections=None)
-    async with deployment(tmp_path) as (servers, urls), httpx2.AsyncClient(timeout=30, limits=limits, trust_env=False) as http:
+    async with (
+        deployment(tmp_path) as (servers, urls),
+        httpx2.AsyncClient(timeout=30, limits=limits, trust_env=False) as http,
+    ):
 
         async def create(url: str, **headers: str) -> httpx2.Response:
             return await http.post(f"{url}/v1/streams", json={"input": SECONDS}, headers=headers)
@@ -147,11 +156,10 @@ async def test_a_lost_database_pauses_its_streams_alone(tmp_path: Path) -> None:
             answer = (await http.get(f"{urls[0]}/v1/streams/{stream_id}?wait=20")).json()
             assert answer["status"] == "completed"
             assert [part.partition("@")[0] for part in answer["text"].split()] == [str(n) for n in range(SECONDS)]
+        spans = ((begun + 2, lost_at), (lost_at, back_at), (back_at, time.time()))
         figures: dict[str, Any] = {
             "streams of each database": dict(sorted(shares.items())),
-            "p99 of the others before, during, after (ms)": [
-                round(1000 * p99(others, *span)) for span in ((begun + 2, lost_at), (lost_at, back_at), (back_at, time.time()))
-            ],
-            "longest pause of the lost one's (s)": round(max(delay for watch in own for _, delay in watch.delays), 1),
+            "p99 of the others before, during, after (ms)": [round(1000 * p99(others, *span)) for span in spans],
+            "longest delay of the lost one (s)": round(max(delay for watch in own for _, delay in watch.delays), 1),
         }
-        print(json.dumps(figures))
+        logger.info("%s", json.dumps(figures))

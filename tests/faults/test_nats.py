@@ -44,7 +44,7 @@ async def speaking(server: NatsServer, cluster: Cluster) -> AsyncIterator[tuple[
 
 
 async def hears(pod: RunningPod, *, state: HintState = HintState.LISTENING) -> None:
-    await until(lambda: pod.pod.hints.state is state)
+    await until(lambda: pod.shard.hints.state is state)
 
 
 async def test_a_nats_server_that_dies_and_comes_back_costs_no_event(cluster: Cluster, server: NatsServer) -> None:

@@ -151,7 +151,7 @@ class Databases:
 
 
 async def _started_pair(stack: contextlib.AsyncExitStack, folder: Path) -> PostgresPair:
-    folder.mkdir(exist_ok=True)
+    await asyncio.to_thread(folder.mkdir, exist_ok=True)
     pair = PostgresPair(stack.enter_context(embedded_server(folder)), folder)
     stack.callback(pair.close)
     await asyncio.to_thread(prepare, pair.primary)

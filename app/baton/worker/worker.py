@@ -343,7 +343,7 @@ class Worker:
         return Owner(handlers, self._on_hint_state, self._on_gap)
 
     def _on_hint_state(self, state: HintState) -> None:
-        self.metrics.note_hints(state.arrives)
+        self.metrics.note_hints(self.database, state.arrives)
 
     def _on_gap(self) -> None:
         """Look for everything that a hint may have been about."""

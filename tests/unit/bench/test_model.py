@@ -132,7 +132,9 @@ def test_runs_that_differ_in_one_thing_give_its_cost() -> None:
     found = solved(runs, ROUND.idle * 1e6, 500, 8)
     for name in ("row", "life", "heard"):
         for part in ("worker", "postgres", "pod"):
-            assert getattr(getattr(found, name), part) == pytest.approx(getattr(getattr(ROUND, name), part), rel=0.15), (
+            assert getattr(getattr(found, name), part) == pytest.approx(
+                getattr(getattr(ROUND, name), part), rel=0.15
+            ), (
                 name,
                 part,
             )

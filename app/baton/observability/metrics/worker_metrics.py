@@ -74,7 +74,7 @@ class WorkerMetrics(Collector):
         self.fenced = 0
         self.appended_again = 0
         self.notifications = 0
-        self.listening: bool | None = False  # None: there are no hints
+        self._hints: dict[str, bool | None] = {}  # whether they arrive, by database; None: there are none
         self.flushed_bytes = 0
         self.flush_failures = 0
         self.ended = LabeledCounter(
@@ -138,9 +138,9 @@ class WorkerMetrics(Collector):
         """Count notifications that were sent."""
         self.notifications += sent
 
-    def note_hints(self, arrive: bool | None) -> None:
-        """Note whether hints arrive; None if there are none."""
-        self.listening = arrive
+    def note_hints(self, database: str, arrive: bool | None) -> None:
+        """Note whether hints of a database arrive; None if there are none."""
+        self._hints[database] = arrive
 
     @property
     def tokens(self) -> int:
@@ -176,8 +176,7 @@ class WorkerMetrics(Collector):
         )
         yield GaugeMetricFamily("baton_worker_streams", "Streams being generated", self.running)
         yield self._claiming()
-        if self.listening is not None:
-            yield GaugeMetricFamily("baton_worker_listener_up", "1 while hints arrive", int(self.listening))
+        yield self._listening()
         yield self._silent()
         yield CounterMetricFamily("baton_flushed_bytes", "Bytes of events appended to the log", self.flushed_bytes)
         yield CounterMetricFamily("baton_flush_failures", "Appends that failed and were repeated", self.flush_failures)
@@ -214,6 +213,17 @@ class WorkerMetrics(Collector):
         )
         for name, claims in self._claims.items():
             family.add_metric([name] if name else [], int(claims()))
+        return family
+
+    def _listening(self) -> Metric:
+        family = GaugeMetricFamily(
+            "baton_worker_listener_up",
+            "1 while hints arrive; with several databases, of each",
+            labels=["database"] if any(self._hints) else [],
+        )
+        for name, arrive in self._hints.items():
+            if arrive is not None:
+                family.add_metric([name] if name else [], int(arrive))
         return family
 
     def _silent(self) -> Metric:
