@@ -17,6 +17,7 @@ from uuid import UUID
 import httpx2
 import pytest
 from tests.faults.servers import free_port
+from tests.support.data_folder import data_folder
 from tests.support.processes import SERVES, Running, environment, running
 
 from baton.client import Follower, Received
@@ -34,13 +35,10 @@ LOST = 3
 
 
 @contextlib.asynccontextmanager
-async def deployment(folder: Path) -> AsyncIterator[tuple[list[EmbeddedPostgres], list[str]]]:
+async def deployment() -> AsyncIterator[tuple[list[EmbeddedPostgres], list[str]]]:
     """Run the databases, the pods and the workers; yield the servers, and the addresses of the pods."""
     async with contextlib.AsyncExitStack() as stack:
-        servers = []
-        for name in NAMES:
-            (folder / name).mkdir()
-            servers.append(stack.enter_context(embedded_server(folder / name)))
+        servers = [stack.enter_context(embedded_server(stack.enter_context(data_folder()))) for _ in NAMES]
         databases = {
             name: {"url": server.dsn, "number": number}
             for number, (name, server) in enumerate(zip(NAMES, servers, strict=True))
@@ -116,10 +114,10 @@ def key_at(number: int) -> str:
 
 
 @pytest.mark.slow
-async def test_a_lost_database_pauses_its_streams_alone(tmp_path: Path) -> None:
+async def test_a_lost_database_pauses_its_streams_alone() -> None:
     limits = httpx2.Limits(max_connections=None)
     async with (
-        deployment(tmp_path) as (servers, urls),
+        deployment() as (servers, urls),
         httpx2.AsyncClient(timeout=30, limits=limits, trust_env=False) as http,
     ):
 
