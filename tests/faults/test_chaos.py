@@ -98,6 +98,17 @@ async def test_nothing_is_lost_under_any_fault(seconds: float, every_seconds: fl
 
 
 @pytest.mark.slow
+async def test_nothing_is_lost_while_nats_dies_hangs_and_is_forged() -> None:
+    kinds = ["nats SIGKILL", "forged NATS messages", "worker SIGKILL", "nats SIGSTOP", "pod SIGTERM", "queries cut"]
+    options = Options(seconds=20, seed=5, streams=8, viewers=2, workers=2, every_seconds=0.8, faults=kinds, nats=True)
+    played = Played(options, None)
+    assert await played.run() == 0, played.output.getvalue()
+    counts = played.chaos.director.counts
+    assert {kind for kind in kinds if "nats" in kind.lower()} <= counts.keys(), counts
+    assert " --nats " in played.output.getvalue()
+
+
+@pytest.mark.slow
 async def test_a_modified_log_makes_chaos_fail(dsn: str) -> None:
     options = Options(seconds=4, seed=1, streams=3, viewers=2, pods=2, workers=2, faults=["listen cut", "queries cut"])
     played = Played(options, dsn)

@@ -32,6 +32,7 @@ from .display import Display
 from .faults import Director, possible_kinds
 from .generators import KINDS
 from .memory import Memory
+from .nats_server import NatsServer
 from .tool_calls import FILE_VARIABLE, ToolCalls
 from .webhooks import Receiver
 from .workload import Violation, Workload
@@ -65,7 +66,10 @@ _SETTINGS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What to run. `rate`: events a second of each stream. `faults`: None means all that are possible."""
+    """What to run. `rate`: events a second of each stream. `faults`: None means all that are possible.
+
+    `nats`: a NATS server of chaos' own carries the hints.
+    """
 
     seconds: float = 60
     seed: int | None = None
@@ -79,6 +83,7 @@ class Options:
     faults: Sequence[str] | None = None
     databases: int = 1
     database_url: str | None = None
+    nats: bool = False
 
 
 def run(options: Options) -> int:
@@ -109,6 +114,7 @@ class Experiment:
         self._options = options
         self._dsn = dsn
         self._receiver: Receiver | None = None
+        self._nats: NatsServer | None = None
         self._memory = Memory()
         self._failed_starts = 0
         self._started_at = time.monotonic()
@@ -120,7 +126,7 @@ class Experiment:
         Raises:
             ConfigurationError: there is no such fault, or the database cannot be used.
         """
-        possible = possible_kinds(own_server=self._dsn is None)
+        possible = possible_kinds(own_server=self._dsn is None, nats=self._options.nats)
         if unknown := set(self._options.faults or ()) - possible.keys():
             raise ConfigurationError(
                 f"Unknown faults: {', '.join(sorted(unknown))}. Possible here: {', '.join(possible)}."
@@ -175,6 +181,9 @@ class Experiment:
                 "BATON_LEASE_SECONDS": str(options.lease_seconds),
                 FILE_VARIABLE: str(self._tool_calls),
             }
+            if options.nats:
+                self._nats = await stack.enter_async_context(NatsServer.running())
+                settings["BATON_HINTS_URL"] = self._nats.url
             cluster = await stack.enter_async_context(Cluster.open(self.folder, programs, settings))
             await self._wait_until_ready(cluster)
             self._assemble(cluster, databases)
@@ -198,6 +207,7 @@ class Experiment:
             databases,
             Random(random.random()),
             lease_seconds=options.lease_seconds,
+            nats_server=self._nats,
             spared=("pod-1", "worker-1"),
             now=self._now,
         )
@@ -319,6 +329,7 @@ class Experiment:
         words += [
             f"--{name} {getattr(options, name)}" for name in names if getattr(options, name) != getattr(defaults, name)
         ]
+        words += ["--nats"] if options.nats else []
         words += [f'--faults "{",".join(options.faults)}"'] if options.faults else []
         return " ".join(words)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import signal
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -20,13 +21,14 @@ from typing import Final, TypeVar
 
 import asyncpg
 
-from ..db import notifications
+from ..db import database_identity, notifications
 from ..db.postgres import CONNECTION_ERRORS, Connection, connect
 from ..demo.cluster import Child, Cluster
 from ..demo.embedded import EmbeddedPostgres
 from ..errors import ConfigurationError
 from .databases import Database, Databases
-from .forger import Forger
+from .forger import Forger, NotifyMessenger
+from .nats_server import NatsServer
 from .postgres_pair import PostgresPair
 from .proxy import Proxy
 from .reach import Reach
@@ -61,6 +63,7 @@ class Director:
         random: Random,
         *,
         lease_seconds: float,
+        nats_server: NatsServer | None,
         spared: Sequence[str],
         now: Callable[[], float],
     ) -> None:
@@ -73,11 +76,12 @@ class Director:
         self._databases = databases
         self._random = random
         self._lease_seconds = lease_seconds
+        self._nats = nats_server
         self._spared = spared
         self._now = now
         self._held: set[str] = set()
         self._stopping = asyncio.Event()
-        self._kinds = possible_kinds(own_server=databases.own_servers)
+        self._kinds = possible_kinds(own_server=databases.own_servers, nats=nats_server is not None)
 
     def stop(self) -> None:
         """Inject no more faults. Those under way are undone as planned."""
@@ -322,7 +326,35 @@ class Director:
         database = self._one()
         async with _session(database.dsn) as connection:
             self._strikes("forged notifications", f"all processes{database.suffix}", seconds)
-            await Forger(connection, self._random).run(seconds)
+            await Forger(NotifyMessenger(connection), self._random).run(seconds)
+
+    async def _forge_by_nats(self) -> None:
+        from .nats_stranger import stranger  # only here is its package needed
+
+        seconds = self._random.uniform(2, 5)
+        with self._hold_nats() as server:
+            async with _session(self._one().dsn) as connection:
+                identity = await database_identity.read(connection)
+            self._strikes("forged NATS messages", "all processes", seconds)
+            async with stranger(server.url, identity) as messenger:
+                await Forger(messenger, self._random).run(seconds)
+
+    async def _kill_nats(self) -> None:
+        seconds = self._random.uniform(0.1, 6)
+        with self._hold_nats() as server:
+            self._strikes("nats SIGKILL", "NATS", seconds)
+            await server.kill()
+            try:
+                await asyncio.sleep(seconds)
+            finally:
+                await server.start()
+
+    async def _freeze_nats(self) -> None:
+        seconds = self._random.uniform(1, 8)
+        with self._hold_nats() as server:
+            self._strikes("nats SIGSTOP", "NATS", seconds)
+            with server.frozen():
+                await asyncio.sleep(seconds)
 
     async def _promote(self) -> None:
         """Promote a standby that lacks the primary's last commits. One worker is not disturbed, and must heal them."""
@@ -377,6 +409,12 @@ class Director:
             yield
 
     @contextlib.contextmanager
+    def _hold_nats(self) -> Iterator[NatsServer]:
+        assert self._nats is not None
+        with self._hold_alone("nats"):
+            yield self._nats
+
+    @contextlib.contextmanager
     def _hold_server(self, database: Database) -> Iterator[EmbeddedPostgres]:
         key = f"server{database.suffix}"
         if database.pair is None or key in self._held:
@@ -393,9 +431,15 @@ def _place(databases: Sequence[Database]) -> str:
     return databases[0].suffix if len(databases) == 1 else ", all databases"
 
 
-def possible_kinds(*, own_server: bool) -> Mapping[str, Kind]:
-    """Return the kinds of faults by name; with `own_server`, also those that need a server of chaos' own."""
-    return _ANYWHERE | (_ON_OWN_SERVER if own_server else {})
+def possible_kinds(*, own_server: bool, nats: bool = False) -> Mapping[str, Kind]:
+    """Return the kinds of faults by name; with `own_server`, also those that need a server of chaos' own.
+
+    With `nats`, a NATS server carries the hints: it is struck, and what only LISTEN and NOTIFY have is left out.
+    """
+    kinds = _ANYWHERE | (_ON_OWN_SERVER if own_server else {})
+    if not nats:
+        return kinds
+    return {name: kind for name, kind in kinds.items() if not _IS_OF_NOTIFY.match(name)} | _ON_NATS
 
 
 _ANYWHERE: Final[dict[str, Kind]] = {
@@ -429,6 +473,12 @@ _ANYWHERE: Final[dict[str, Kind]] = {
     "backends terminated": Director._terminate_backends,
     "old snapshot": Director._hold_snapshot,
 }
+_ON_NATS: Final[dict[str, Kind]] = {
+    "nats SIGKILL": Director._kill_nats,
+    "nats SIGSTOP": Director._freeze_nats,
+    "forged NATS messages": Director._forge_by_nats,
+}
+_IS_OF_NOTIFY: Final = re.compile("listen |notify queue|forged notifications")
 _OF_WORKERS: Final = [kind for kind in _ANYWHERE if kind.startswith("worker ")]
 _ON_OWN_SERVER: Final[dict[str, Kind]] = {
     "postgres restart": Director._restart_postgres,

@@ -53,6 +53,9 @@ async def public(case: Case) -> AsyncIterator[Finding]:
             "connect", "Any role can connect to this database. The server has no roles but Baton's and superusers."
         )
         return
+    if case.settings.hints_transport != "postgres":
+        yield ok("connect", "Any role can connect to this database. Baton sends and hears no notifications there.")
+        return
     received = "the text of streams" if case.settings.notify_payloads else "the ids of streams"
     yield warning(
         "connect_public",

@@ -1,4 +1,4 @@
-"""Checks of LISTEN and NOTIFY: notifications arrive, and the server's queue of them is not full."""
+"""Checks of what carries the hints: they arrive, and the server's queue of notifications is not full."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import asyncpg
 from ..db import notifications
 from ..db.notification_delivery import deliver
 from ..errors import ConfigurationError, DatabaseUnreachable
+from ..hints import opening
 from .finding import Case, Finding, duration, error, ok, refusal, warning
 
 _NEARLY_FULL: Final = 0.5
@@ -28,7 +29,14 @@ ORDER BY xact_start NULLS LAST LIMIT 3
 
 
 async def delivery(case: Case) -> AsyncIterator[Finding]:
-    """Does a notification from one connection arrive at another?"""
+    """Does a hint from one connection arrive at another?"""
+    if case.settings.hints_transport == "poll":
+        seconds = case.settings.hints_poll_seconds
+        yield ok("notifications", f"There are none: pods and workers look for what is new every {seconds:g} s.")
+        return
+    if case.settings.hints_transport == "nats":
+        yield await _delivery_by_nats(case)
+        return
     try:
         seconds = await deliver(case.settings.listen_dsn, case.settings.dsn)
     except DatabaseUnreachable as problem:
@@ -64,6 +72,18 @@ async def queue(case: Case) -> AsyncIterator[Finding]:
         f"{found} {names}",
         "End that session's transaction, or the session: SELECT pg_terminate_backend(pid). While the queue is full, "
         "Postgres refuses every NOTIFY of the whole server.",
+    )
+
+
+async def _delivery_by_nats(case: Case) -> Finding:
+    problem, seconds = await opening.reach(case.settings, timeout_seconds=case.thresholds.answer_seconds)
+    if problem is None:
+        return ok("notifications", f"A message over NATS arrived after {seconds * 1000:.0f} ms.")
+    return error(
+        "nats_unreachable",
+        f"No message arrives over NATS: {problem}.",
+        "Correct BATON_HINTS_URL or BATON_HINTS_CREDENTIALS, or bring the server back. Until then pods and workers "
+        "poll, and nothing is lost.",
     )
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -28,14 +29,15 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from ..backoff import Backoff, retry
-from ..db import database_identity
+from ..db import database_identity, reconnecting
 from ..db.notifications import EVENTS_CHANNEL, MAX_BYTES
 from ..db.postgres import Connection, connect
-from ..db.reconnecting import FAILURES
 from .transport import HintState, Message, Owner
 
 logger = logging.getLogger(__name__)
 
+# How all subjects begin.
+ROOT: Final = "baton"
 # How long a client that is about to follow a stream waits until the server sends its hints.
 BEGIN_SECONDS: Final = 1
 # What cannot be handed to the connection in this time is dropped.
@@ -47,7 +49,7 @@ PENDING_BYTES: Final = 16 << 20
 # Between two logs of the same trouble.
 LOG_SECONDS: Final = 10
 
-_FAILURES: Final = (*FAILURES, nats.errors.Error, TimeoutError, OSError)
+FAILURES: Final = (*reconnecting.FAILURES, nats.errors.Error, TimeoutError, OSError)
 
 
 class _Client(Client):
@@ -115,9 +117,43 @@ async def connected(
 
 async def close(client: Client) -> None:
     """Close a connection, also one to a server that does not read."""
-    with contextlib.suppress(*_FAILURES):
+    with contextlib.suppress(*FAILURES):
         async with asyncio.timeout(CLOSE_SECONDS):
             await client.close()
+
+
+async def deliver(servers: Sequence[str], credentials: Path | None, *, timeout_seconds: float) -> float:
+    """Send a message over one connection, and wait until another receives it; return after how many seconds.
+
+    Raises:
+        any of `FAILURES`: it does not arrive.
+    """
+    problems: list[Exception] = []
+
+    async def note(error: Exception) -> None:
+        problems.append(error)
+
+    subject, heard = f"{ROOT}.check.{secrets.token_hex(8)}", asyncio.Event()
+
+    async def hear(_message: Msg) -> None:
+        heard.set()
+
+    async with contextlib.AsyncExitStack() as stack:
+        ends = []
+        for name in ("baton check", "baton check listen"):
+            client = await connected(servers, credentials, name=name, timeout_seconds=timeout_seconds, on_error=note)
+            stack.push_async_callback(close, client)
+            ends.append(client)
+        await ends[1].subscribe(subject, cb=hear)
+        await ends[1].flush(max(1, int(timeout_seconds)))
+        sent_at = time.monotonic()
+        await ends[0].publish(subject)
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await heard.wait()
+        except TimeoutError:
+            raise problems[-1] if problems else TimeoutError from None
+        return time.monotonic() - sent_at
 
 
 class NatsListening:
@@ -208,7 +244,7 @@ class NatsTransport:
 
     async def run(self) -> None:
         """Listen, over a new connection after every failure."""
-        await retry(self._serve, errors=_FAILURES, on_failure=self._on_failure)
+        await retry(self._serve, errors=FAILURES, on_failure=self._on_failure)
 
     def _on_failure(self, error: Exception) -> None:
         logger.warning("The connection to NATS is lost; polling until it is back: %r", error)
@@ -306,7 +342,7 @@ class NatsTransport:
 
 def subject_prefix(identity: database_identity.DatabaseIdentity) -> str:
     """Return how the subjects of a database begin."""
-    return f"baton.{identity.installation.hex}.{identity.number}"
+    return f"{ROOT}.{identity.installation.hex}.{identity.number}"
 
 
 def _subject(prefix: str, channel: str, stream: str = "") -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 
 from ..db import notification_delivery
 from ..errors import ConfigurationError
@@ -50,16 +51,35 @@ async def check(settings: Settings) -> None:
         await notification_delivery.check_writable(settings.dsn)
 
 
+async def reach(settings: Settings, *, timeout_seconds: float) -> tuple[str | None, float]:
+    """Send a message over NATS, and receive it; return what went wrong, or None and after how many seconds.
+
+    Raises:
+        ConfigurationError: the client of NATS is not installed.
+    """
+    module = _nats()
+    try:
+        seconds = await module.deliver(
+            settings.hints_servers, settings.hints_credentials, timeout_seconds=timeout_seconds
+        )
+    except module.FAILURES as error:
+        return (str(error) or f"no answer within {timeout_seconds:g} s"), 0.0
+    return None, seconds
+
+
+def _nats() -> ModuleType:
+    try:
+        from . import nats
+    except ImportError:
+        raise ConfigurationError(
+            "BATON_HINTS_URL names a NATS server, which needs another package. Run: pip install 'baton-stream[nats]'"
+        ) from None
+    return nats
+
+
 def _transport(settings: Settings, owner: Owner, name: str) -> Transport:
     if settings.hints_transport == "nats":
-        try:
-            from .nats import NatsTransport
-        except ImportError:
-            raise ConfigurationError(
-                "BATON_HINTS_URL names a NATS server, which needs another package. Run: pip install "
-                "'baton-stream[nats]'"
-            ) from None
-        return NatsTransport(
+        nats: Transport = _nats().NatsTransport(
             settings.dsn,
             settings.hints_servers,
             owner,
@@ -68,6 +88,7 @@ def _transport(settings: Settings, owner: Owner, name: str) -> Transport:
             connect_seconds=settings.database_timeout_seconds,
             name=name,
         )
+        return nats
     return PostgresTransport(
         settings.listen_dsn,
         owner,

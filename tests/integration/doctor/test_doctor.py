@@ -26,6 +26,7 @@ from tests.support.processes import environment, finished
 from tests.support.roles import granted
 
 from baton.chaos.faults import full_notify_queue
+from baton.chaos.nats_server import NatsServer
 from baton.db import partitions
 from baton.demo.embedded import embedded_server
 from baton.doctor.examination import Diagnosis, examine
@@ -573,6 +574,24 @@ async def test_it_reports_an_unreachable_listen_dsn(dsn: str) -> None:
     diagnosis = await diagnose(dsn, listen_database_url="postgresql://u@127.0.0.1:1/x")
     assert levels(diagnosis)["listen_unreachable"] is ERROR
     assert diagnosis.complete
+
+
+async def test_it_sends_a_message_over_nats(dsn: str) -> None:
+    async with NatsServer.running() as server:
+        found = finding(await diagnose(dsn, hints_url=server.url), "notifications")
+        assert found.message.startswith("A message over NATS arrived after ")
+        assert found.level is WELL
+    found = finding(await diagnose(dsn, hints_url=server.url), "nats_unreachable")
+    assert found.level is ERROR
+    assert "BATON_HINTS_URL" in found.advice
+    async with NatsServer.running("--user", "baton", "--pass", "right") as server:
+        found = finding(await diagnose(dsn, hints_url=server.url), "nats_unreachable")
+        assert "Authorization Violation" in found.message
+
+
+async def test_it_says_that_polling_needs_no_notifications(dsn: str) -> None:
+    found = finding(await diagnose(dsn, hints_url="poll"), "notifications")
+    assert found.message == "There are none: pods and workers look for what is new every 0.2 s."
 
 
 async def test_a_refused_connection_is_reported_in_full(dsn: str) -> None:
