@@ -1,8 +1,8 @@
 """What parts of Baton's work cost, in CPU: `python -m bench.costs` measures it on this machine, in eight minutes.
 
 Loads that differ in one thing each give the cost of that thing. Streams of 50 tokens/s put several tokens into a row,
-and streams of 10 put each token into a row of its own; ten streams make as many flushes as 300, with fewer rows; and so
-on. `MEASURED` has the figures that `bench.model` computes with.
+and streams of 10 put each token into a row of its own; the same streams over four databases make four times as many
+flushes; and so on. `MEASURED` has the figures that `bench.model` computes with.
 """
 
 from __future__ import annotations
@@ -86,10 +86,10 @@ async def resting(folder: Path, seconds: float) -> Parts:
     return _parts({part: (after[part] - before[part]) / seconds * 1e6 for part in after})
 
 
-async def measured(load: Load, folder: Path, seconds: float, *, pods: int = 1) -> Measured:
+async def measured(load: Load, folder: Path, seconds: float, *, pods: int = 1, databases: int = 1) -> Measured:
     """Run a load on a new database."""
     peer = Baton()
-    async with peer.open(folder, replace(load.shape(), pods=pods)) as system:
+    async with peer.open(folder, replace(load.shape(), pods=pods, databases=databases)) as system:
         async with Crowd(system, load).gathered(()) as viewers:
             await asyncio.sleep(WARM_UP_SECONDS)
             connection = await asyncpg.connect(system.dsn)
@@ -102,7 +102,8 @@ async def measured(load: Load, folder: Path, seconds: float, *, pods: int = 1) -
     took = ended.at - begun.at
     each = {part: (after[part] - before[part]) / took * 1e6 for part in after}
     starts = load.streams / load.life_seconds if load.life_seconds < _LONG else 0
-    return Measured(ended.events / load.viewers / took, rows / took, starts, _parts(each))
+    # Of the first database only, which has its share.
+    return Measured(ended.events / load.viewers / took, rows / took * databases, starts, _parts(each))
 
 
 def _parts(cpu: Mapping[str, float]) -> Parts:
@@ -113,12 +114,11 @@ def solved(runs: Mapping[str, Measured], rest: Parts, viewers: int, pods: int) -
     """Return the costs from a run of each of the `LOADS`, and from what processes take that rest."""
     timer = max(0.0, runs["timer"].cpu.worker - rest.worker)
     idle = rest + Parts(timer, 0, 0)
-    many, slow, few = (_without(runs[name], idle) for name in ("many", "slow", "few"))
+    many, slow, spread = (_without(runs[name], idle) for name in ("many", "slow", "spread"))
     flushes = many.rows / LOADS["many"].streams
-    parts = {}
-    for part in ("worker", "postgres", "pod"):
-        parts[part] = _of_three([many, slow, few], part, flushes)
-    token, row, flush = (Parts(*(parts[part][i] for part in ("worker", "postgres", "pod"))) for i in range(3))
+    further = DATABASES - 1
+    flush = _clamped(spread.cpu + slow.cpu * -1 + rest * -further) * (1 / (further * flushes))
+    token, row = _of_two(many, slow, flush * flushes)
     lives = _without(runs["lives"], idle)
     base = token * lives.tokens + row * lives.rows + flush * flushes
     life = _clamped(lives.cpu + base * -1) * (1 / lives.starts)
@@ -141,19 +141,13 @@ def solved(runs: Mapping[str, Measured], rest: Parts, viewers: int, pods: int) -
     )
 
 
-def _of_three(runs: list[Measured], part: str, flushes: float) -> tuple[float, float, float]:
-    """Solve tokens·t + rows·r + flushes·f = CPU for the three runs, which have as many flushes."""
-    many, slow, few = runs
-    cpu = [getattr(run.cpu, part) for run in runs]
-    # Without `few`, which has hardly any rows, the flush would be lost in the noise of the others.
-    flush = max(0.0, (cpu[2] - few.rows / many.rows * cpu[0]) / (flushes * (1 - few.rows / many.rows)))
-    first, second = cpu[0] - flush * flushes, cpu[1] - flush * flushes
+def _of_two(many: Measured, slow: Measured, flushes: Parts) -> tuple[Parts, Parts]:
+    """Solve tokens·t + rows·r = CPU for two runs, without what their flushes cost."""
+    first, second = (_clamped(run.cpu + flushes * -1) for run in (many, slow))
     determinant = many.tokens * slow.rows - slow.tokens * many.rows
-    token = (first * slow.rows - second * many.rows) / determinant
-    row = (many.tokens * second - slow.tokens * first) / determinant
-    if token < 0:
-        return 0.0, first / many.rows, flush
-    return token, max(0.0, row), flush
+    token = _clamped((first * slow.rows + second * -many.rows) * (1 / determinant))
+    row = _clamped((first + token * -many.tokens) * (1 / many.rows))
+    return token, row
 
 
 def _without(run: Measured, idle: Parts) -> Measured:
@@ -167,13 +161,14 @@ def _clamped(parts: Parts) -> Parts:
 LOADS: Final = {
     "many": Load(300, 50, life_seconds=_LONG),
     "slow": Load(300, 10, life_seconds=_LONG),
-    "few": Load(10, 50, life_seconds=_LONG),
+    "spread": Load(300, 10, life_seconds=_LONG),
     "lives": Load(300, 50, life_seconds=20),
     "watched": Load(1, 200, viewers=500, life_seconds=_LONG),
     "pods": Load(300, 50, life_seconds=_LONG),
     "timer": Load(1, 0.1, life_seconds=_LONG),
 }
 PODS: Final = 8
+DATABASES: Final = 4
 
 MEASURED: Final = Costs(
     token=Parts(4.6, 0.0, 0.4),
@@ -201,8 +196,8 @@ def main() -> None:
             rests.append(uvloop.run(resting(Path(folder), given.seconds)))
         for name, load in LOADS.items():
             with tempfile.TemporaryDirectory() as folder:
-                pods = PODS if name == "pods" else 1
-                runs[name].append(uvloop.run(measured(load, Path(folder), given.seconds, pods=pods)))
+                more = {"pods": PODS if name == "pods" else 1, "databases": DATABASES if name == "spread" else 1}
+                runs[name].append(uvloop.run(measured(load, Path(folder), given.seconds, **more)))
             print(f"{name}: {runs[name][-1]}", flush=True)
     middle = {name: _middle(found) for name, found in runs.items()}
     rest = sorted(rests, key=lambda parts: parts.total)[len(rests) // 2]

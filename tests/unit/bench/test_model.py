@@ -112,18 +112,18 @@ def test_money_is_what_the_machines_cost_for_the_tokens_of_an_hour() -> None:
 def test_runs_that_differ_in_one_thing_give_its_cost() -> None:
     """Loads that are computed from known costs give these costs back."""
 
-    def run(tokens: float, rows: float, *, starts: float = 0, viewers: int = 1, pods: int = 1) -> Measured:
+    def run(tokens: float, rows: float, *, starts: float = 0, viewers: int = 1, pods: int = 1, of: int = 1) -> Measured:
         spent = ROUND.token * tokens + ROUND.row * rows + ROUND.life * starts
-        spent += Parts(ROUND.flush.worker, ROUND.flush.postgres, ROUND.flush.pod * pods) * 20
+        spent += Parts(ROUND.flush.worker, ROUND.flush.postgres, ROUND.flush.pod * pods) * (20 * of)
         spent += Parts(0, 0, ROUND.viewer * (viewers - 1) * rows) + ROUND.heard * (rows * (pods - 1))
-        standing = Parts(ROUND.idle.worker + ROUND.timer, ROUND.idle.postgres, ROUND.idle.pod * pods)
+        standing = Parts(ROUND.idle.worker * of + ROUND.timer, ROUND.idle.postgres * of, ROUND.idle.pod * of * pods)
         return Measured(tokens, rows, starts, spent + standing * 1e6)
 
     timer = Measured(0, 0, 0, Parts((ROUND.idle.worker + ROUND.timer) * 1e6, 0, 0))
     runs = {
         "many": run(15_000, 6_000),
         "slow": run(3_000, 3_000),
-        "few": run(500, 200),
+        "spread": run(3_000, 3_000, of=4),
         "lives": run(15_000, 6_000, starts=15),
         "watched": run(200, 20, viewers=500),
         "pods": run(15_000, 6_000, pods=8),
@@ -132,14 +132,12 @@ def test_runs_that_differ_in_one_thing_give_its_cost() -> None:
     found = solved(runs, ROUND.idle * 1e6, 500, 8)
     for name in ("row", "life", "heard"):
         for part in ("worker", "postgres", "pod"):
-            assert getattr(getattr(found, name), part) == pytest.approx(
-                getattr(getattr(ROUND, name), part), rel=0.15
-            ), (
+            assert getattr(getattr(found, name), part) == pytest.approx(getattr(getattr(ROUND, name), part), rel=1e-6), (
                 name,
                 part,
             )
-    assert found.flush.worker == pytest.approx(ROUND.flush.worker, rel=0.15)
-    assert found.viewer == pytest.approx(ROUND.viewer, rel=0.15)
+    assert found.flush.worker == pytest.approx(ROUND.flush.worker, rel=1e-6)
+    assert found.viewer == pytest.approx(ROUND.viewer, rel=1e-6)
     assert (found.timer, found.rows_per_second) == (pytest.approx(ROUND.timer), 20)
 
 
