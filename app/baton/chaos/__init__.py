@@ -23,9 +23,9 @@ What breaks
     `faults` holds the kinds of faults. They are drawn from a deck that the seed shuffles: one every two or three
     seconds on average, several at once, with calm moments between them. `trouble` records which workers a fault struck
     and what a promotion may have lost, of each database: only that excuses an end. `reach` records which pods could
-    reach which databases: only that excuses a create without a key (`unkeyed`) that fails. One pod and one worker are never killed, though
-    every other fault strikes them, so that their memory can be watched (`memory`). The same seed injects the same
-    faults in the same order; the exact moment depends on the machine.
+    reach which databases: only that excuses a create without a key (`unkeyed`) that fails. One pod and one
+    worker are never killed, though every other fault strikes them, so that their memory can be watched (`memory`). The
+    same seed injects the same faults in the same order; the exact moment depends on the machine.
 
 How it ends
     Faults stop and are undone, finished streams are not replaced, and running ones are cancelled. All streams must end,
