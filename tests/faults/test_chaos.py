@@ -109,6 +109,32 @@ async def test_nothing_is_lost_while_nats_dies_hangs_and_is_forged() -> None:
 
 
 @pytest.mark.slow
+async def test_nothing_is_lost_over_two_databases() -> None:
+    options = Options(
+        seconds=12,
+        seed=5,
+        streams=12,
+        viewers=3,
+        pods=2,
+        workers=2,
+        rate=30,
+        every_seconds=0.7,
+        databases=2,
+        # If the second outage finds its database down, it waits for its next turn.
+        faults=("postgres outage", "queries stalled", "postgres outage", "promotion", *KINDS),
+    )
+    played = Played(options, None)
+    status = await played.run()
+    words = played.output.getvalue()
+    assert status == 0, words
+    workload = played.chaos.workload
+    assert workload.by_database.keys() == {"a", "b"}
+    assert workload.unkeyed.created > 0
+    assert played.chaos.director.counts["postgres outage"] >= 1
+    assert "--databases 2" in words
+
+
+@pytest.mark.slow
 async def test_a_modified_log_makes_chaos_fail(dsn: str) -> None:
     options = Options(seconds=4, seed=1, streams=3, viewers=2, pods=2, workers=2, faults=["listen cut", "queries cut"])
     played = Played(options, dsn)

@@ -6,7 +6,8 @@ What runs
     embedded one, or the one that `--database-url` names: then the server, other clients' connections and other streams
     are left alone. An asynchronous standby may replace an embedded server (`postgres_pair`) and lose what it had not
     received; the proxies then lead to the standby. With `--nats`, a NATS server of chaos' own (`nats_server`) carries
-    the hints: nothing listens or notifies in Postgres then. That server is killed, frozen, and used by a forger.
+    the hints: nothing listens or notifies in Postgres then. That server is killed, frozen, and used by a forger. There may be several databases
+    (`databases`), each with a server and proxies of its own.
 
 What is watched
     The workload (`workload`) keeps a number of streams running, made by generators of its own (`generators`): they
@@ -22,9 +23,10 @@ What is watched
 What breaks
     `faults` holds the kinds of faults. They are drawn from a deck that the seed shuffles: one every two or three
     seconds on average, several at once, with calm moments between them. `trouble` records which workers a fault struck
-    and what a promotion may have lost: only that excuses an end. One pod and one worker are never killed, though
-    every other fault strikes them, so that their memory can be watched (`memory`). The same seed injects the same
-    faults in the same order; the exact moment depends on the machine.
+    and what a promotion may have lost, of each database: only that excuses an end. `reach` records which pods could
+    reach which databases: only that excuses a create without a key (`unkeyed`) that fails. One pod and one
+    worker are never killed, though every other fault strikes them, so that their memory can be watched (`memory`). The
+    same seed injects the same faults in the same order; the exact moment depends on the machine.
 
 How it ends
     Faults stop and are undone, finished streams are not replaced, and running ones are cancelled. All streams must end,

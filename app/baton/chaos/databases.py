@@ -119,7 +119,7 @@ class Databases:
         """
         names = [""] if count == 1 else list(ascii_lowercase[:count])
         async with contextlib.AsyncExitStack() as stack:
-            pairs = [await _started_pair(stack, folder / f"postgres-{name}" if name else folder) for name in names]
+            pairs = [await _started_pair(stack, _folder(folder, name)) for name in names]
             if count > 1:
                 await _number({name: pair.primary.dsn for name, pair in zip(names, pairs, strict=True)})
             found = []
@@ -151,7 +151,6 @@ class Databases:
 
 
 async def _started_pair(stack: contextlib.AsyncExitStack, folder: Path) -> PostgresPair:
-    await asyncio.to_thread(folder.mkdir, exist_ok=True)
     pair = PostgresPair(stack.enter_context(embedded_server(folder)), folder)
     stack.callback(pair.close)
     await asyncio.to_thread(prepare, pair.primary)
@@ -162,6 +161,14 @@ async def _started_pair(stack: contextlib.AsyncExitStack, folder: Path) -> Postg
     finally:
         await connection.close()
     return pair
+
+
+def _folder(folder: Path, name: str) -> Path:
+    """Return the folder of a database's servers, which may be one for all files of chaos if it is the only one."""
+    if name:
+        folder /= f"postgres-{name}"
+        folder.mkdir()
+    return folder
 
 
 async def _number(dsns: Mapping[str, str]) -> None:

@@ -1,7 +1,8 @@
-"""What happened to workers and to the database, and what that excuses.
+"""What happened to a database and to the workers that use it, and what that excuses.
 
 Times are of `time.monotonic`. A promotion excuses a stream only if it may have lost it: the standby did not have the
-stream as running, or its worker was in trouble at about that time. Every other stream must be healed.
+stream as running, or its worker was in trouble at about that time. Every other stream must be healed. Each database has
+its own `Trouble`: no other one's excuses its streams.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from baton.chaos.account import Account, Contract, Expected, LogCopy
 from baton.chaos.deltas import Delta, DeltaReader, read, write
-from baton.chaos.experiment import Experiment, Options
+from baton.chaos.experiment import Experiment, Options, run
 from baton.chaos.memory import Samples
 from baton.chaos.workload import StreamPlan
 from baton.db.event_log import Batch
@@ -312,3 +312,8 @@ async def test_an_unknown_kind_of_fault_is_reported_at_once() -> None:
     chaos = Experiment(Options(seconds=1, faults=["postgres outage"]), UNREACHABLE, Console(file=io.StringIO()))
     with pytest.raises(ConfigurationError, match=r"Unknown faults: postgres outage\. Possible here: pod SIGKILL, "):
         await chaos.run()
+
+
+def test_several_databases_are_never_the_users() -> None:
+    with pytest.raises(ConfigurationError, match="Chaos brings its own servers for several databases"):
+        run(Options(databases=2, database_url=UNREACHABLE))
