@@ -89,16 +89,16 @@ async def resting(folder: Path, seconds: float) -> Parts:
 async def measured(load: Load, folder: Path, seconds: float, *, pods: int = 1, databases: int = 1) -> Measured:
     """Run a load on a new database."""
     peer = Baton()
-    async with peer.open(folder, replace(load.shape(), pods=pods, databases=databases)) as system:
-        async with Crowd(system, load).gathered(()) as viewers:
-            await asyncio.sleep(WARM_UP_SECONDS)
-            connection = await asyncpg.connect(system.dsn)
-            rows, before = await connection.fetchval(_ROWS), spent(system)
-            begun = await viewers.report()
-            await asyncio.sleep(seconds)
-            ended, after = await viewers.report(), spent(system)
-            rows = await connection.fetchval(_ROWS) - rows
-            await connection.close()
+    shape = replace(load.shape(), pods=pods, databases=databases)
+    async with peer.open(folder, shape) as system, Crowd(system, load).gathered(()) as viewers:
+        await asyncio.sleep(WARM_UP_SECONDS)
+        connection = await asyncpg.connect(system.dsn)
+        rows, before = await connection.fetchval(_ROWS), spent(system)
+        begun = await viewers.report()
+        await asyncio.sleep(seconds)
+        ended, after = await viewers.report(), spent(system)
+        rows = await connection.fetchval(_ROWS) - rows
+        await connection.close()
     took = ended.at - begun.at
     each = {part: (after[part] - before[part]) / took * 1e6 for part in after}
     starts = load.streams / load.life_seconds if load.life_seconds < _LONG else 0

@@ -1,8 +1,8 @@
 """How much a number of viewers needs, from measured costs: `python -m bench.model --viewers 1000000`.
 
-It computes the CPU of workers, Postgres and pods from `costs.MEASURED`, divides it by what a machine of each kind may be
-loaded with, and adds the prices that are given. `--check` compares the model with runs on this machine, with 1, 2 and 4
-databases. `--write` renews the block of `docs/scaling.md` that it has written.
+It computes the CPU of workers, Postgres and pods from `costs.MEASURED`, divides it by what a machine of each kind may
+be loaded with, and adds the prices that are given. `--check` compares the model with runs on this machine, with 1, 2
+and 4 databases. `--write` renews the block of `docs/scaling.md` that it has written.
 
 Rates, shares and prices are assumptions. They are options, and the answer repeats them.
 """
@@ -102,8 +102,8 @@ def cpu(
 ) -> Parts:
     """Return the cores that a load takes.
 
-    Each worker writes to `served` databases at most. With a `hint`, what NATS' hint of a row costs a pod, pods hear only
-    what they follow; without, each pod hears every flush.
+    Each worker writes to `served` databases at most. With a `hint`, what NATS' hint of a row costs a pod, pods hear
+    only what they follow; without, each pod hears every flush.
     """
     rows = load.streams * rows_of(costs, load.rate, window)
     # A worker has a flush for each of its databases.
@@ -157,11 +157,15 @@ def described(costs: Costs, given: Assumptions) -> Iterator[str]:
     """Yield the answer, as lines of Markdown."""
     yield "| | assumed | |"
     yield "| --- | --- | --- |"
-    yield f"| load | {given.viewers:,} viewers; a part of them reads an answer that is being generated | {given.reading:.0%} |"
+    reading = f"{given.viewers:,} viewers; a part of them reads an answer that is being generated"
+    yield f"| load | {reading} | {given.reading:.0%} |"
     yield f"| | an answer | {given.rate:g} tokens/s for {given.seconds:g} s |"
-    yield f"| settings | flush window; hints; databases of a worker | {given.window:g} ms; {given.hints}; {given.served} |"
-    yield f"| machines | cores of a database; used of each core; clients of a pod | {given.database_cores}; {given.used:.0%}; {given.clients:,} |"
-    yield f"| prices | a database with its standby; a core of a pod or worker | ${given.database_price:g}; ${given.core_price:g} an hour |"
+    chosen = f"{given.window:g} ms; {given.hints}; {given.served}"
+    yield f"| settings | flush window; hints; databases of a worker | {chosen} |"
+    machines = f"{given.database_cores}; {given.used:.0%}; {given.clients:,}"
+    yield f"| machines | cores of a database; used of each core; clients of a pod | {machines} |"
+    prices = f"${given.database_price:g}; ${given.core_price:g} an hour"
+    yield f"| prices | a database with its standby; a core of a pod or worker | {prices} |"
     yield ""
     try:
         found = sized(costs, given)
@@ -186,7 +190,8 @@ def described(costs: Costs, given: Assumptions) -> Iterator[str]:
         f"| connections | {layout.pods * POD_CONNECTIONS + workers * WORKER_CONNECTIONS:,} | each database, with "
         f"`BATON_DATABASE_POOL_SIZE={POD_CONNECTIONS - 1}` |"
     )
-    yield f"| money | ${dollars_per_million_tokens(given, found):.4f} | a million tokens, of {given.tokens:,.0f} a second |"
+    dollars = dollars_per_million_tokens(given, found)
+    yield f"| money | ${dollars:.4f} | a million tokens, of {given.tokens:,.0f} a second |"
     yield ""
     yield from failures(costs, given, found)
 
@@ -196,22 +201,23 @@ def failures(costs: Costs, given: Assumptions, found: Answer) -> Iterator[str]:
     layout, zones = found.layout, given.zones
     share = 1 / layout.databases
     new = (
-        f"New streams without a key go to the other databases, which get {1 / (layout.databases - 1):.1%} more each. New ones "
-        "of its share with a key or a chat get 503."
+        f"New streams without a key go to the other databases, which get {1 / (layout.databases - 1):.1%} more each. "
+        "New ones of its share with a key or a chat get 503."
         if layout.databases > 1
         else "New streams get 503."
     )
     yield (
-        f"- **One database fails**: {share:.1%} of the streams ({given.streams * share:,.0f}) pause, and continue when it is "
-        f"back or its standby is promoted. All others continue. {new}"
+        f"- **One database fails**: {share:.1%} of the streams ({given.streams * share:,.0f}) pause, and continue when "
+        f"it is back or its standby is promoted. All others continue. {new}"
     )
     rest = layout.pods - math.ceil(layout.pods / zones)
     clients = given.viewers / max(1, rest)
     spare = math.ceil(layout.pods * zones / (zones - 1)) - layout.pods
+    more_workers = math.ceil(layout.workers * zones / (zones - 1)) - layout.workers
     yield (
         f"- **One of {zones} zones fails**: {given.viewers / zones:,.0f} clients reconnect, to pods that then have "
-        f"{clients:,.0f} each: run {spare:,} more pods and {math.ceil(layout.workers * zones / (zones - 1)) - layout.workers:,} more "
-        "workers to have room for that. Streams of the lost workers continue on others after 5.5 to 7 s. "
+        f"{clients:,.0f} each: run {spare:,} more pods and {more_workers:,} more workers "
+        "to have room for that. Streams of the lost workers continue on others after 5.5 to 7 s. "
         f"{math.ceil(layout.databases / zones):,} of the databases fail over to their standbys, as above."
     )
 

@@ -5,9 +5,9 @@ What runs
     two proxies of its own (`proxy`), one for queries and one for LISTEN, so that each can fail alone. Postgres is an
     embedded one, or the one that `--database-url` names: then the server, other clients' connections and other streams
     are left alone. An asynchronous standby may replace an embedded server (`postgres_pair`) and lose what it had not
-    received; the proxies then lead to the standby. With `--nats`, a NATS server of chaos' own (`nats_server`) carries
-    the hints: nothing listens or notifies in Postgres then. That server is killed, frozen, and used by a forger. There may be several databases
-    (`databases`), each with a server and proxies of its own.
+    received; the proxies then lead to the standby. There may be several databases (`databases`), each with a server and
+    proxies of its own. With `--nats`, a NATS server of chaos' own (`nats_server`) carries the hints: nothing listens or
+    notifies in Postgres then. That server is killed, frozen, and used by a forger.
 
 What is watched
     The workload (`workload`) keeps a number of streams running, made by generators of its own (`generators`): they
