@@ -223,26 +223,31 @@ def failures(costs: Costs, given: Assumptions, found: Answer) -> Iterator[str]:
 def block(costs: Costs) -> str:
     """Return the block of the page."""
     today = Assumptions()
-    parts = [
-        "\n".join(described(costs, today)),
-        "With a window of 200 ms instead:",
-        "\n".join(_in_short(costs, replace(today, window=200))),
-        "With Postgres' notifications, at a window of 200 ms:",
-        "\n".join(_in_short(costs, replace(today, window=200, hints="postgres"))),
-    ]
+    wide, heard = replace(today, window=200), replace(today, hints="postgres")
+    found = sized(costs, wide)
+    in_short = (
+        f"With a window of 200 ms: {found.layout.databases:,} databases, {found.layout.workers:,} workers, "
+        f"{found.layout.pods:,} pods, ${dollars_per_million_tokens(wide, found):.4f} a million tokens."
+    )
+    most = (
+        f"With Postgres' notifications the most is {most_viewers(costs, heard):,} such viewers, and with a window of "
+        f"200 ms {most_viewers(costs, replace(heard, window=200)):,}."
+    )
+    parts = ("\n".join(described(costs, today)), in_short, most)
     return f"{BEGIN}\n\n" + "\n\n".join(parts) + f"\n\n{END}"
 
 
-def _in_short(costs: Costs, given: Assumptions) -> Iterator[str]:
-    try:
-        found = sized(costs, given)
-    except DoesNotFit:
-        yield "this does not fit, because each pod hears every row."
-        return
-    yield (
-        f"{found.layout.databases:,} databases, {found.layout.workers:,} workers, {found.layout.pods:,} pods; "
-        f"${dollars_per_million_tokens(given, found):.4f} a million tokens."
-    )
+def most_viewers(costs: Costs, given: Assumptions) -> int:
+    """Return how many viewers one installation carries at most, in steps of 10,000."""
+    fits, too_many = 0, 1000
+    while too_many - fits > 1:
+        tried = (fits + too_many) // 2
+        try:
+            sized(costs, replace(given, viewers=tried * 10_000))
+            fits = tried
+        except DoesNotFit:
+            too_many = tried
+    return fits * 10_000
 
 
 def written(page: str, costs: Costs) -> str:
