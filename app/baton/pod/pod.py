@@ -127,7 +127,7 @@ class Pod:
         if settings.demo:
             handlers[KILL_CHANNEL] = self._on_kill
         owner = Owner(handlers, self._on_hint_state, self._on_gap)
-        self.hints = opening.opened(settings, owner, name="baton pod")
+        self.hints = opening.opened(settings, owner, name="baton pod", pool=pool)
         self.streams = OpenStreams(
             sse_keep_alive_seconds=settings.sse_keep_alive_seconds,
             write_timeout_seconds=settings.write_timeout_seconds,
