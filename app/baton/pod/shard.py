@@ -91,7 +91,9 @@ class Shard:
         handlers = {EVENTS_CHANNEL: self.relays.hear, INPUT_CHANNEL: self.input_hints.hear}
         if settings.demo:
             handlers[KILL_CHANNEL] = self._on_kill
-        self.hints = opening.opened(settings, Owner(handlers, self._on_hint_state, self._on_gap), name="baton pod")
+        self.hints = opening.opened(
+            settings, Owner(handlers, self._on_hint_state, self._on_gap), name="baton pod", pool=pool
+        )
         self.watch = DatabaseWatch(pool, self.metrics, metrics.pool_wait_seconds)
         self.live_counts = LiveCounts()
         self.sampler = ClusterSampler(

@@ -15,6 +15,7 @@ from tests.support.follower import following, frames_after, texts
 from tests.support.hints import sending
 from tests.support.logbook import until
 
+import baton.hints
 from baton.chaos.nats_server import NatsServer
 from baton.errors import ConfigurationError
 from baton.generators import GenerationRequest
@@ -130,5 +131,6 @@ async def test_two_installations_on_one_nats_server_do_not_hear_each_other(
 
 async def test_a_client_of_nats_needs_its_package(monkeypatch: pytest.MonkeyPatch, dsn: str) -> None:
     monkeypatch.setitem(sys.modules, "baton.hints.nats", None)
+    monkeypatch.delattr(baton.hints, "nats", raising=False)
     with pytest.raises(ConfigurationError, match=r"baton-stream\[nats\]"):
         sending(dsn, hints_url="nats://localhost")
