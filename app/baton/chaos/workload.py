@@ -180,11 +180,12 @@ class Workload:
 
     async def run(self) -> None:
         """Run until closed."""
-        async with self._http, asyncio.TaskGroup() as slots:
-            for _ in range(self._streams_at_once):
-                slots.create_task(self._slot(Random(self._random.random())))
-        if self._receiver is not None:
-            await self._settle(self._receiver)
+        async with self._http:
+            async with asyncio.TaskGroup() as slots:
+                for _ in range(self._streams_at_once):
+                    slots.create_task(self._slot(Random(self._random.random())))
+            if self._receiver is not None:
+                await self._settle(self._receiver)
 
     async def _slot(self, random: Random) -> None:
         await asyncio.sleep(random.uniform(0, 2))
@@ -474,7 +475,10 @@ class Workload:
             if stream not in self._created:
                 self._created[stream] = 0.0
                 self.strays += 1
-                await self._request("POST", f"/v1/streams/{stream}/cancel", self._random)
+                await self._cancel(stream)
+
+    async def _cancel(self, stream: str) -> None:
+        await self._request("POST", f"/v1/streams/{stream}/cancel", self._random, rewound=lambda: True)
 
     async def _judge_ends(self, database: Database, receiver: Receiver) -> None:
         pool = database.pool
@@ -503,11 +507,14 @@ class Workload:
     async def _ended_log(self, database: Database, stream_id: UUID, copy: LogCopy) -> LogCopy:
         """Wait for the end of a stream whose viewers may all have been refused.
 
-        It may end between the reads of its log and of its row.
+        It may end between the reads of its log and of its row. If it waits, those who would answer have left: they
+        cancel it.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSING_SECONDS):
                 while copy.status != GONE and (copy.live or copy.complaints):
+                    if copy.status == "waiting":
+                        await self._cancel(str(stream_id))
                     await asyncio.sleep(0.2)
                     copy = await self._read_log(database, stream_id)
         return copy
