@@ -19,6 +19,8 @@ from baton.chaos.generators import Answer
 from baton.db import postgres, stream_creation
 from baton.db.stream_creation import NewStream
 
+from ..support.logbook import until
+
 
 def done(status: str = "completed", code: str | None = None) -> str:
     return orjson.dumps({"type": "done", "status": status, "error": {"code": code} if code else None}).decode()
@@ -115,12 +117,11 @@ async def test_nothing_is_lost_over_two_databases() -> None:
     )
     played = Played(options, None)
     running = asyncio.create_task(played.run())
-    while not running.done() and not hasattr(played.chaos, "workload"):
-        await asyncio.sleep(0.02)
+    await until(lambda: running.done() or hasattr(played.chaos, "workload"), within_seconds=60)
     workload = played.chaos.workload
     # As a create that got no answer leaves it: nobody approves what it waits for.
     answer = Answer(events=3, rate=30, burst=1, ask_every=1)
-    stray = NewStream("asking", answer.as_input(), {}, "continue")
+    stray = NewStream("asking", answer.as_input(), {}, "retry", may_continue=True)
     await stream_creation.create(list(workload.databases)[1].pool, stray)
     status = await running
     words = played.output.getvalue()
