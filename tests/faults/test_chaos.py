@@ -12,14 +12,13 @@ import orjson
 import psutil
 import pytest
 from rich.console import Console
+from tests.support.logbook import until
 
 from baton.chaos import end_hook
 from baton.chaos.experiment import Experiment, Options
 from baton.chaos.generators import Answer
 from baton.db import postgres, stream_creation
 from baton.db.stream_creation import NewStream
-
-from ..support.logbook import until
 
 
 def done(status: str = "completed", code: str | None = None) -> str:
