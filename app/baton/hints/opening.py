@@ -67,12 +67,12 @@ async def reach(settings: Settings, *, timeout_seconds: float) -> tuple[str | No
     Raises:
         ConfigurationError: the client of NATS is not installed.
     """
-    module = _nats()
+    _nats()
+    from .nats_client import FAILURES, deliver
+
     try:
-        seconds = await module.deliver(
-            settings.hints_servers, settings.hints_credentials, timeout_seconds=timeout_seconds
-        )
-    except module.FAILURES as error:
+        seconds = await deliver(settings.hints_servers, settings.hints_credentials, timeout_seconds=timeout_seconds)
+    except FAILURES as error:
         return (str(error) or f"no answer within {timeout_seconds:g} s"), 0.0
     return None, seconds
 

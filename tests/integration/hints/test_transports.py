@@ -91,16 +91,16 @@ async def test_a_pod_with_nats_gets_the_hints_of_what_it_follows(
     async with following(cluster.client, one.url, stream_id) as viewer:
         tap.let("a")
         await viewer.next_event()
-    received = one.metric("baton_notifications_received_total")
-    assert received > 0
+        await until(lambda: one.metric("baton_notifications_received_total") > 0)
     await until(lambda: one.metric("baton_relays") == 0)
+    received = one.metric("baton_notifications_received_total")
     async with following(cluster.client, other.url, stream_id, cursor=1) as viewer:
         for word in "bcd":
             tap.let(word)
             await viewer.next_event()
+        await until(lambda: other.metric("baton_notifications_received_total") > 0)
         tap.end()
         await viewer.rest()
-    assert other.metric("baton_notifications_received_total") > 0
     assert one.metric("baton_notifications_received_total") == received
 
 
