@@ -21,10 +21,8 @@ from typing import Final
 import uvloop
 
 from .cluster import ROOT
-from .costs import MEASURED, Costs, Parts
-from .peers import Shape
-from .peers.baton import Baton
-from .steady import Load, steady
+from .costs import MEASURED, Costs, Parts, measured
+from .steady import Load
 
 PAGE: Final = ROOT / "docs" / "scaling.md"
 BEGIN: Final = "<!-- model: written by `python -m bench.model --write` -->"
@@ -225,26 +223,31 @@ def failures(costs: Costs, given: Assumptions, found: Answer) -> Iterator[str]:
 def block(costs: Costs) -> str:
     """Return the block of the page."""
     today = Assumptions()
-    parts = [
-        "\n".join(described(costs, today)),
-        "With a window of 200 ms instead:",
-        "\n".join(_in_short(costs, replace(today, window=200))),
-        "With Postgres' notifications, at a window of 200 ms:",
-        "\n".join(_in_short(costs, replace(today, window=200, hints="postgres"))),
-    ]
+    wide, heard = replace(today, window=200), replace(today, hints="postgres")
+    found = sized(costs, wide)
+    in_short = (
+        f"With a window of 200 ms: {found.layout.databases:,} databases, {found.layout.workers:,} workers, "
+        f"{found.layout.pods:,} pods, ${dollars_per_million_tokens(wide, found):.4f} a million tokens."
+    )
+    most = (
+        f"With Postgres' notifications the most is {most_viewers(costs, heard):,} such viewers, and with a window of "
+        f"200 ms {most_viewers(costs, replace(heard, window=200)):,}."
+    )
+    parts = ("\n".join(described(costs, today)), in_short, most)
     return f"{BEGIN}\n\n" + "\n\n".join(parts) + f"\n\n{END}"
 
 
-def _in_short(costs: Costs, given: Assumptions) -> Iterator[str]:
-    try:
-        found = sized(costs, given)
-    except DoesNotFit:
-        yield "this does not fit, because each pod hears every row."
-        return
-    yield (
-        f"{found.layout.databases:,} databases, {found.layout.workers:,} workers, {found.layout.pods:,} pods; "
-        f"${dollars_per_million_tokens(given, found):.4f} a million tokens."
-    )
+def most_viewers(costs: Costs, given: Assumptions) -> int:
+    """Return how many viewers one installation carries at most, in steps of 10,000."""
+    fits, too_many = 0, 1000
+    while too_many - fits > 1:
+        tried = (fits + too_many) // 2
+        try:
+            sized(costs, replace(given, viewers=tried * 10_000))
+            fits = tried
+        except DoesNotFit:
+            too_many = tried
+    return fits * 10_000
 
 
 def written(page: str, costs: Costs) -> str:
@@ -257,27 +260,28 @@ def written(page: str, costs: Costs) -> str:
 
 
 async def compare(folder: Path, databases: int, load: Load, seconds: float) -> tuple[float, float]:
-    """Return the µs of CPU for an event that the model predicts, and that a run takes."""
-    peer = Baton()
-    shape: Shape = replace(load.shape(), databases=databases)
-    async with peer.open(folder, shape) as system:
-        figures = await steady(peer, system, load, seconds)
-    predicted = cpu(MEASURED, load, Layout(databases, shape.workers, shape.pods)).total
-    return predicted * 1e6 / load.offered, figures["cpu_us"]
+    """Return the µs of CPU for an event that the model predicts, and that a run takes.
+
+    How often a stream is flushed is measured too: it depends on what else runs on the machine.
+    """
+    found = await measured(load, folder, seconds, databases=databases)
+    costs = replace(MEASURED, rows_per_second=found.rows / load.streams)
+    predicted = cpu(costs, load, Layout(databases, 1, 1)).total
+    return predicted * 1e6 / load.offered, found.cpu.total / found.tokens
 
 
-def check(seconds: float) -> int:
-    """Compare predictions with runs; return the exit status."""
-    load, worst = Load(100, 20), 0.0
+def check(seconds: float, turns: int = 3) -> int:
+    """Compare predictions with the median of some runs; return the exit status."""
+    load, worst = Load(100, 50), 0.0
     print(f"{load.streams} streams of {load.rate:g} tokens/s, one worker, one pod; µs of CPU for an event:")
     for databases in CHECKED:
-        with tempfile.TemporaryDirectory() as folder:
-            predicted, found = uvloop.run(compare(Path(folder), databases, load, seconds))
-        worst = max(worst, abs(predicted / found - 1))
-        print(
-            f"{databases} databases: predicted {predicted:.0f}, measured {found:.0f} ({predicted / found:.2f})",
-            flush=True,
-        )
+        found = []
+        for _ in range(turns):
+            with tempfile.TemporaryDirectory() as folder:
+                found.append(uvloop.run(compare(Path(folder), databases, load, seconds)))
+        predicted, took = sorted(found, key=lambda each: each[0] / each[1])[turns // 2]
+        worst = max(worst, abs(predicted / took - 1))
+        print(f"{databases} databases: predicted {predicted:.0f}, took {took:.0f} ({predicted / took:.2f})", flush=True)
     return int(worst > TOLERANCE)
 
 

@@ -56,6 +56,7 @@ class RunningBaton:
     http: httpx2.AsyncClient
     parts: Mapping[str, Sequence[psutil.Process]]
     generator: str = "load"
+    dsns: Sequence[str] = ()  # of all databases
     _turn: itertools.count[int] = field(default_factory=itertools.count)
 
     @property
@@ -114,7 +115,7 @@ class Baton:
                     "worker": [psutil.Process(c.pid) for c in children.children.values() if not c.program.is_pod],
                     "postgres": [await postmaster(dsn) for dsn in dsns],
                 }
-                yield RunningBaton(dsns[0], children, http, parts, self.generator)
+                yield RunningBaton(dsns[0], children, http, parts, self.generator, dsns)
 
 
 async def shared(dsns: Sequence[str]) -> str:

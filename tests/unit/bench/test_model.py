@@ -14,6 +14,7 @@ from bench.model import (
     cpu,
     described,
     dollars_per_million_tokens,
+    most_viewers,
     rows_of,
     sized,
     written,
@@ -91,6 +92,14 @@ def test_what_every_pod_hears_can_be_more_than_any_number_of_pods_carries() -> N
     with pytest.raises(DoesNotFit):
         sized(MEASURED, Assumptions(hints="postgres"))
     assert "does not fit" in "\n".join(described(MEASURED, Assumptions(hints="postgres")))
+
+
+def test_the_most_viewers_fit_and_no_more_do() -> None:
+    given = Assumptions(hints="postgres")
+    most = most_viewers(MEASURED, given)
+    sized(MEASURED, replace(given, viewers=most))
+    with pytest.raises(DoesNotFit):
+        sized(MEASURED, replace(given, viewers=most + 10_000))
 
 
 def test_faster_cores_and_wider_windows_need_fewer_machines() -> None:
