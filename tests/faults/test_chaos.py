@@ -12,9 +12,11 @@ import orjson
 import psutil
 import pytest
 from rich.console import Console
+from tests.support.logbook import until
 
 from baton.chaos import end_hook
 from baton.chaos.experiment import Experiment, Options
+from baton.chaos.generators import Answer
 from baton.db import postgres, stream_creation
 from baton.db.stream_creation import NewStream
 
@@ -124,10 +126,17 @@ async def test_nothing_is_lost_over_two_databases() -> None:
         faults=("postgres outage", "queries stalled", "postgres outage", "promotion", *KINDS),
     )
     played = Played(options, None)
-    status = await played.run()
+    running = asyncio.create_task(played.run())
+    await until(lambda: running.done() or hasattr(played.chaos, "workload"), within_seconds=60)
+    workload = played.chaos.workload
+    # As a create that got no answer leaves it: nobody approves what it waits for.
+    answer = Answer(events=3, rate=30, burst=1, ask_every=1)
+    stray = NewStream("asking", answer.as_input(), {}, "retry", may_continue=True)
+    await stream_creation.create(list(workload.databases)[1].pool, stray)
+    status = await running
     words = played.output.getvalue()
     assert status == 0, words
-    workload = played.chaos.workload
+    assert workload.strays >= 1
     assert workload.by_database.keys() == {"a", "b"}
     assert workload.unkeyed.created > 0
     assert played.chaos.director.counts["postgres outage"] >= 1

@@ -26,7 +26,7 @@ async def test_a_pooler_is_detected_at_each_start(
     cluster: Cluster, pooler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("baton.db.notification_delivery.DELIVERY_SECONDS", 1)
-    lost = r"A notification did not arrive within 1 s.+Set BATON_LISTEN_DATABASE_URL to one that goes around it\."
+    lost = r"A notification did not arrive within 1 s.+Set BATON_LISTEN_DATABASE_URL to .+, or BATON_HINTS_URL=poll\."
     # One after the other: what a start leaves in the pooler's sessions must not hide it from the next.
     with pytest.raises(ConfigurationError, match=lost):
         await cluster.pod(database_url=pooler)
@@ -65,3 +65,17 @@ async def test_the_doctor_finds_that_a_pooler_loses_notifications(cluster: Clust
     (lost,) = [finding for finding in diagnosis.findings if finding.code == "notifications_lost"]
     assert "BATON_LISTEN_DATABASE_URL" in lost.advice
     assert diagnosis.complete
+
+
+async def test_pods_and_workers_that_poll_need_no_way_around_a_pooler(
+    cluster: Cluster, pooler: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"database_url": pooler, "hints_url": "poll", "hints_poll_seconds": 0.05}
+    pod = await cluster.pod(**settings)
+    await cluster.worker({"replay": echo}, **settings)
+    words = [f"{number} " for number in range(20)]
+    ids = await asyncio.gather(*(cluster.create(pod, input=words) for _ in range(10)))
+    for viewer in [Viewer(cluster.client, pod.url, stream_id) for stream_id in ids]:
+        assert (await viewer.end())["status"] == "completed"
+        assert viewer.text == "".join(words)
+    assert [record.message for record in caplog.records if record.levelname != "INFO"] == []

@@ -157,7 +157,7 @@ class Workload:
         self.healed = 0  # streams that ran through a promotion with their worker, and lost nothing
         self.missing = self.repeated = self.misplaced = self.without_end = 0
         self._pods = pods
-        self._databases = databases
+        self.databases = databases
         self._random = random
         self._streams_at_once = streams_at_once
         self._viewers = viewers
@@ -180,17 +180,18 @@ class Workload:
 
     async def run(self) -> None:
         """Run until closed."""
-        async with self._http, asyncio.TaskGroup() as slots:
-            for _ in range(self._streams_at_once):
-                slots.create_task(self._slot(Random(self._random.random())))
-        if self._receiver is not None:
-            await self._settle(self._receiver)
+        async with self._http:
+            async with asyncio.TaskGroup() as slots:
+                for _ in range(self._streams_at_once):
+                    slots.create_task(self._slot(Random(self._random.random())))
+            if self._receiver is not None:
+                await self._settle(self._receiver)
 
     async def _slot(self, random: Random) -> None:
         await asyncio.sleep(random.uniform(0, 2))
         while not self._closing.is_set():
             plan = StreamPlan.drawn(random, self._rate)
-            trouble = {database.number: database.trouble.count for database in self._databases}
+            trouble = {database.number: database.trouble.count for database in self.databases}
             before = Before(time.monotonic(), trouble)
             created = await self._create(plan, random)
             if created is not None:
@@ -199,7 +200,7 @@ class Workload:
 
     async def _watch_and_judge(self, plan: StreamPlan, stream: str, before: Before, random: Random) -> None:
         """Let viewers follow a stream to its end, and judge it. Only the trouble of its database excuses anything."""
-        database = self._databases.of(stream)
+        database = self.databases.of(stream)
         trouble = database.trouble
 
         def rewound() -> bool:
@@ -270,7 +271,7 @@ class Workload:
             )
             return None if reply is None else int(orjson.loads(reply)["number"])
 
-        return Inputs(plan.answer, accounts, Random(random.random()), post, self._databases.of(stream).trouble.lost_at)
+        return Inputs(plan.answer, accounts, Random(random.random()), post, self.databases.of(stream).trouble.lost_at)
 
     def _count(self, plan: StreamPlan, accounts: Sequence[Account], steps: StepAccount) -> None:
         self.kinds[f"{plan.kind}, {plan.contract.value}"] += 1
@@ -351,16 +352,16 @@ class Workload:
         if self._receiver is not None and random.random() < HAS_WEBHOOK:
             body["webhook"] = self._receiver.url
         content = orjson.dumps(body)
-        if self._databases.several and random.random() < IS_UNKEYED:
+        if self.databases.several and random.random() < IS_UNKEYED:
             return await self._create_unkeyed(content, random)
         begin, key = time.monotonic(), {"idempotency-key": secrets.token_hex(8)}
         created = await self._create_keyed(content, key, random)
-        if created is None or not self._databases.several or random.random() >= IS_REPEATED:
+        if created is None or not self.databases.several or random.random() >= IS_REPEATED:
             return created
         again = await self._create_keyed(content, key, random)
         if again == created or again is None:
             return created
-        if not self._databases.of(created).trouble.lost_between(begin, time.monotonic()):
+        if not self.databases.of(created).trouble.lost_between(begin, time.monotonic()):
             detail = f"another pod created {again} for the same idempotency key"
             self._violate(Complaint("created twice", 0, detail), created, "")
         return again
@@ -422,7 +423,7 @@ class Workload:
         self, stream: str, accounts: Sequence[Account], asked: Expected, steps: StepAccount, inputs: Inputs
     ) -> None:
         """Compare the accounts with the log, the calls of the tool, the inputs, and what the end hook has saved."""
-        database = self._databases.of(stream)
+        database = self.databases.of(stream)
         copy = await self._read_log(database, UUID(stream))
         if asked.rewound:
             copy = await self._ended_log(database, UUID(stream), copy)
@@ -446,13 +447,13 @@ class Workload:
         receiver.reliable = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SETTLING_SECONDS):
-                while unsettled := [item for item in self._databases if await self._unsettled(item)]:
+                while unsettled := [item for item in self.databases if await self._unsettled(item)]:
                     for database in unsettled:
                         await self._hurry(database)
                     await asyncio.sleep(0.5)
         for stream, complaint in receiver.complaints:
             self._violate(complaint, stream, "")
-        for database in self._databases:
+        for database in self.databases:
             await self._judge_ends(database, receiver)
 
     async def _unsettled(self, database: Database) -> bool:
@@ -464,7 +465,7 @@ class Workload:
 
     async def _hurry(self, database: Database) -> None:
         await self._until_answered(lambda: database.pool.execute(_HURRY))
-        if self._databases.several:
+        if self.databases.several:
             live = await self._until_answered(lambda: database.pool.fetch(_LIVE))
             await self._cancel_strays([str(stream_id) for stream_id, _ in live])
 
@@ -474,7 +475,10 @@ class Workload:
             if stream not in self._created:
                 self._created[stream] = 0.0
                 self.strays += 1
-                await self._request("POST", f"/v1/streams/{stream}/cancel", self._random)
+                await self._cancel(stream)
+
+    async def _cancel(self, stream: str) -> None:
+        await self._request("POST", f"/v1/streams/{stream}/cancel", self._random, rewound=lambda: True)
 
     async def _judge_ends(self, database: Database, receiver: Receiver) -> None:
         pool = database.pool
@@ -503,11 +507,14 @@ class Workload:
     async def _ended_log(self, database: Database, stream_id: UUID, copy: LogCopy) -> LogCopy:
         """Wait for the end of a stream whose viewers may all have been refused.
 
-        It may end between the reads of its log and of its row.
+        It may end between the reads of its log and of its row. If it waits, those who would answer have left: they
+        cancel it.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSING_SECONDS):
                 while copy.status != GONE and (copy.live or copy.complaints):
+                    if copy.status == "waiting":
+                        await self._cancel(str(stream_id))
                     await asyncio.sleep(0.2)
                     copy = await self._read_log(database, stream_id)
         return copy

@@ -9,8 +9,8 @@ from typing import Final
 from ..db import disk_space
 from .finding import Case, Finding, error, ok, warning
 
-# A pod listens. From a producer's first append on, it also appends and notifies. Its queries have a pool of their own.
-POD_CONNECTIONS: Final = 3
+# A pod listens. From a producer's first append on, it also appends. Its queries and hints have a pool of their own.
+POD_CONNECTIONS: Final = 2
 # A worker listens, appends, notifies, claims, sends heartbeats, and reads or writes records: one connection each. With
 # an end hook it has more, and one for webhooks.
 WORKER_CONNECTIONS: Final = 6

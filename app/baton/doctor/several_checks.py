@@ -134,7 +134,7 @@ def _unserved(facts: Sequence[DatabaseFacts]) -> Iterator[Finding]:
             yield warning(
                 "database_unserved",
                 f"No worker serves {item.entry.name!r}, so its streams stay queued. Workers serve other databases.",
-                "Give it a worker, or restart the workers with settings that name it.",
+                "Name it in BATON_WORKER_DATABASES of some workers, or leave that out, and restart them.",
             )
 
 

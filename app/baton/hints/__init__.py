@@ -7,7 +7,7 @@ that delivers at most once:
 
 - `transport`: the seam, which each of them implements: send, listen, state.
 - `postgres`: LISTEN and NOTIFY. The default, with nothing else to run.
-- `nats`: a NATS server, for installations whose pods outgrow one Postgres' notifications.
+- `nats`, with `nats_client`: a NATS server, for installations whose pods outgrow one Postgres' notifications.
 - `poll`: no messenger at all, for databases behind poolers and proxies that lose LISTEN.
 
 Pods and workers have a `Hints` for each database (`hints`), which `opening` makes from the settings. `sender` packs and

@@ -17,143 +17,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import nats.errors
-from nats.aio.client import Client
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from ..backoff import Backoff, retry
-from ..db import database_identity, reconnecting
-from ..db.notifications import EVENTS_CHANNEL, MAX_BYTES
+from ..db import database_identity
+from ..db.notifications import EVENTS_CHANNEL
 from ..db.postgres import Connection, connect
+from .nats_client import FAILURES, ROOT, NatsClient, close, connected
 from .transport import HintState, Message, Owner
 
 logger = logging.getLogger(__name__)
 
-# How all subjects begin.
-ROOT: Final = "baton"
 # How long a client that is about to follow a stream waits until the server sends its hints.
 BEGIN_SECONDS: Final = 1
 # What cannot be handed to the connection in this time is dropped.
 SEND_SECONDS: Final = 5
-CLOSE_SECONDS: Final = 1
-# What a subscription may hold unread. More is dropped, and found by a poll.
-PENDING_MESSAGES: Final = 10_000
-PENDING_BYTES: Final = 16 << 20
 # Between two logs of the same trouble.
 LOG_SECONDS: Final = 10
-
-FAILURES: Final = (*reconnecting.FAILURES, nats.errors.Error, TimeoutError, OSError)
-
-
-class _Client(Client):
-    """A connection that sends nothing in plain text to a server that was given as `tls://`."""
-
-    def __init__(self, *, secure: bool) -> None:
-        super().__init__()
-        self._secure = secure
-
-    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
-        # The library upgrades the connection only if the server asks, and anyone in between can remove that.
-        if self._secure and initial_connection and not info.get("tls_required"):
-            raise nats.errors.SecureConnRequiredError
-        await super()._process_info(info, initial_connection=initial_connection)
-
-
-async def connected(
-    servers: Sequence[str],
-    credentials: Path | None,
-    *,
-    name: str,
-    timeout_seconds: float,
-    ping_seconds: float = 5,
-    on_error: Callable[[Exception], Awaitable[None]],
-    on_close: Callable[[], Awaitable[None]] | None = None,
-) -> Client:
-    """Return a connection to one of the servers. It is not replaced when it is lost.
-
-    Raises:
-        nats.errors.Error, OSError, TimeoutError: none answers, or it refuses the credentials.
-    """
-    client = _Client(secure=any(server.startswith("tls:") for server in servers))
-    refusals: list[Exception] = []
-
-    async def note(error: Exception) -> None:
-        if client.is_connected:
-            await on_error(error)
-        else:
-            refusals.append(error)
-
-    try:
-        async with asyncio.timeout(timeout_seconds):
-            await client.connect(
-                list(servers),
-                name=name,
-                user_credentials=None if credentials is None else str(credentials),
-                allow_reconnect=False,
-                max_reconnect_attempts=1,
-                reconnect_time_wait=0,
-                connect_timeout=max(1, int(timeout_seconds)),
-                ping_interval=max(1, int(ping_seconds)),
-                max_outstanding_pings=1,
-                skip_subject_validation=True,
-                error_cb=note,
-                closed_cb=on_close,
-            )
-    except nats.errors.NoServersError:
-        await close(client)
-        raise refusals[-1] if refusals else nats.errors.NoServersError from None
-    except BaseException:
-        await close(client)
-        raise
-    return client
-
-
-async def close(client: Client) -> None:
-    """Close a connection, also one to a server that does not read."""
-    with contextlib.suppress(*FAILURES):
-        async with asyncio.timeout(CLOSE_SECONDS):
-            await client.close()
-
-
-async def deliver(servers: Sequence[str], credentials: Path | None, *, timeout_seconds: float) -> float:
-    """Send a message over one connection, and wait until another receives it; return after how many seconds.
-
-    Raises:
-        any of `FAILURES`: it does not arrive.
-    """
-    problems: list[Exception] = []
-
-    async def note(error: Exception) -> None:
-        problems.append(error)
-
-    subject, heard = f"{ROOT}.check.{secrets.token_hex(8)}", asyncio.Event()
-
-    async def hear(_message: Msg) -> None:
-        heard.set()
-
-    async with contextlib.AsyncExitStack() as stack:
-        ends = []
-        for name in ("baton check", "baton check listen"):
-            client = await connected(servers, credentials, name=name, timeout_seconds=timeout_seconds, on_error=note)
-            stack.push_async_callback(close, client)
-            ends.append(client)
-        await ends[1].subscribe(subject, cb=hear)
-        await ends[1].flush(max(1, int(timeout_seconds)))
-        sent_at = time.monotonic()
-        await ends[0].publish(subject)
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                await heard.wait()
-        except TimeoutError:
-            raise problems[-1] if problems else TimeoutError from None
-        return time.monotonic() - sent_at
 
 
 class NatsListening:
@@ -205,7 +91,7 @@ class NatsTransport:
         self._connect_seconds = connect_seconds
         self._name = name
         self._prefix: str | None = None
-        self._client: Client | None = None
+        self._client: NatsClient | None = None
         self._wanted: dict[str, NatsListening] = {}
         self._new: list[NatsListening] = []
         self._unneeded: list[Subscription] = []
@@ -281,7 +167,7 @@ class NatsTransport:
                 listening.arrives.clear()
             await close(client)
 
-    async def _keep_subscribed(self, client: Client, prefix: str) -> None:
+    async def _keep_subscribed(self, client: NatsClient, prefix: str) -> None:
         """Subscribe and unsubscribe as streams come and go; raise once the connection is lost."""
         while True:
             await self._changed.wait()
@@ -290,12 +176,12 @@ class NatsTransport:
                 raise ConnectionError("the server closed it, or does not answer")
             await self._update(client, prefix)
 
-    async def _update(self, client: Client, prefix: str) -> None:
+    async def _update(self, client: NatsClient, prefix: str) -> None:
         """Send what has changed, and wait until the server has it."""
         unneeded, self._unneeded = self._unneeded, []
         new, self._new = self._new, []
         for subscription in unneeded:
-            await subscription.unsubscribe()
+            await _unsubscribe(client, subscription)
         for listening in new:
             if not listening.over:
                 subject = _subject(prefix, EVENTS_CHANNEL, listening.stream)
@@ -305,17 +191,11 @@ class NatsTransport:
         for listening in new:
             listening.arrives.set()
             if listening.over and listening.subscription is not None:
-                await listening.subscription.unsubscribe()  # it ended while it was made
+                await _unsubscribe(client, listening.subscription)  # it ended while it was made
 
-    async def _subscribe(self, client: Client, subject: str, handler: Callable[[str], None]) -> Subscription:
-        async def on_message(message: Msg) -> None:
-            # Postgres bounds its payloads too. Nobody honest sends a longer one.
-            if len(message.data) <= MAX_BYTES:
-                handler(message.data.decode(errors="replace"))
-
-        return await client.subscribe(
-            subject, cb=on_message, pending_msgs_limit=PENDING_MESSAGES, pending_bytes_limit=PENDING_BYTES
-        )
+    async def _subscribe(self, client: NatsClient, subject: str, handler: Callable[[str], None]) -> Subscription:
+        client.handlers[subject.encode()] = handler
+        return await client.subscribe(subject)
 
     async def _read_prefix(self) -> str:
         connection = await connect(self._dsn, timeout_seconds=self._connect_seconds, name=self._name, prepare=False)
@@ -338,6 +218,11 @@ class NatsTransport:
     def _set(self, state: HintState) -> None:
         self.state = state
         self._owner.on_state(state)
+
+
+async def _unsubscribe(client: NatsClient, subscription: Subscription) -> None:
+    client.handlers.pop(subscription.subject.encode(), None)
+    await subscription.unsubscribe()
 
 
 def subject_prefix(identity: database_identity.DatabaseIdentity) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from types import ModuleType
 
 from ..db import notification_delivery
+from ..db.postgres import Pool
 from ..errors import ConfigurationError
 from ..settings import Settings
 from .hints import Hints
@@ -15,10 +16,18 @@ from .sender import Sender
 from .transport import Owner, Transport
 
 
-def opened(settings: Settings, owner: Owner, *, name: str, count: Callable[[int], None] = lambda _sent: None) -> Hints:
+def opened(
+    settings: Settings,
+    owner: Owner,
+    *,
+    name: str,
+    pool: Pool | None = None,
+    count: Callable[[int], None] = lambda _sent: None,
+) -> Hints:
     """Return the hints of one process about one database; its owner awaits their `run()`.
 
-    `name` begins the names of its connections, such as "baton pod". `count` is called with the number of messages sent.
+    `name` begins the names of its connections, such as "baton pod". Hints are sent over connections of
+    `pool`, or over one of their own. `count` is called with the number of messages sent.
 
     Raises:
         ConfigurationError: what the transport needs is not installed.
@@ -32,6 +41,7 @@ def opened(settings: Settings, owner: Owner, *, name: str, count: Callable[[int]
         name=f"{name} notify",
         with_events=settings.notify_payloads,
         prepare=settings.prepare,
+        pool=pool,
         count=count,
     )
     return Hints(transport, sender)
@@ -57,12 +67,12 @@ async def reach(settings: Settings, *, timeout_seconds: float) -> tuple[str | No
     Raises:
         ConfigurationError: the client of NATS is not installed.
     """
-    module = _nats()
+    _nats()
+    from .nats_client import FAILURES, deliver
+
     try:
-        seconds = await module.deliver(
-            settings.hints_servers, settings.hints_credentials, timeout_seconds=timeout_seconds
-        )
-    except module.FAILURES as error:
+        seconds = await deliver(settings.hints_servers, settings.hints_credentials, timeout_seconds=timeout_seconds)
+    except FAILURES as error:
         return (str(error) or f"no answer within {timeout_seconds:g} s"), 0.0
     return None, seconds
 

@@ -48,7 +48,7 @@ class PostgresTransport:
         self._probe_seconds = probe_seconds
         self._connect_seconds = connect_seconds
         self._name = name
-        self._freed: Connection | None = None
+        self._may_be_full = True
         self.state = HintState.CONNECTING
 
     def listen(self, stream: str) -> Listening:
@@ -57,14 +57,15 @@ class PostgresTransport:
 
     async def send(self, connection: Connection, messages: Sequence[Message]) -> None:
         """Notify, in one transaction for each channel."""
-        if connection is not self._freed:
+        if self._may_be_full:
             await notifications.free_queue(connection)
-            self._freed = connection
+        self._may_be_full = True  # unless it has room for these
         by_channel: defaultdict[str, list[str]] = defaultdict(list)
         for message in messages:
             by_channel[message.channel].append(message.payload)
         for channel, payloads in by_channel.items():
             await notifications.notify(connection, channel, payloads)
+        self._may_be_full = False
 
     async def run(self) -> None:
         """Listen, over a new connection after every failure."""

@@ -2,8 +2,9 @@
 
 Hints may be late or lost: their receivers find the same by polling. Batches that arrive while others are being sent
 are packed together. Those are signed: the signing keys and the history of the database are read again every
-`signing_keys.REREAD_SECONDS`, and at once after a reconnect or `renew_keys`. The connection for that is opened with the
-first hint. A transport that needs one sends over it, too.
+`signing_keys.REREAD_SECONDS`, and at once after a failure or `renew_keys`. A transport that needs a connection to the
+database gets the one for that. A worker has one of its own, from its first hint on. A pod takes one from its pool for
+each statement: pods are many, send little, and their connections count.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, TypeAlias
 
-from ..backoff import Backoff
+import asyncpg
+
+from ..backoff import Backoff, retry
 from ..db import history, notifications, signing_keys
 from ..db.event_log import Append
 from ..db.notifications import EVENTS_CHANNEL
-from ..db.postgres import Connection, connect
+from ..db.postgres import Connection, Pool, connect, translated
 from ..db.reconnecting import keep_connected
 from ..db.signing_keys import SigningKeys
+from ..errors import Unavailable
 from .hint import Hint
 from .transport import Message, Transport
 
@@ -34,7 +38,8 @@ Sendable: TypeAlias = Append | Hint
 class Sender:
     """Sends the hints of one process about one database, which owns it and awaits `run()`.
 
-    `name` is that of the connection, for the server. `count` is called with the number of messages that were sent.
+    It takes connections from `pool`, or without one has its own, whose name is `name`. `count` is called with the
+    number of messages that were sent.
     """
 
     MAX_WAITING: Final = 10_000
@@ -47,12 +52,14 @@ class Sender:
         name: str,
         with_events: bool,
         prepare: bool = True,
+        pool: Pool | None = None,
         count: Callable[[int], None] = lambda _sent: None,
     ) -> None:
         self._dsn = dsn
         self._transport = transport
         self._name = name
         self._prepare = prepare
+        self._pool = pool
         self._with_events = with_events
         self._count = count
         self._waiting: list[Sendable] = []
@@ -85,7 +92,12 @@ class Sender:
     async def run(self) -> None:
         """Send until cancelled, over a new connection whenever one is lost."""
         await self._wake.wait()
-        await keep_connected(self._connect, self._send, on_failure=self._on_failure)
+        if self._pool is None:
+            await keep_connected(self._connect, self._keep_sending, on_failure=self._on_failure)
+        else:
+            pool = self._pool
+            errors = (Unavailable, asyncpg.PostgresError)
+            await retry(lambda backoff: self._send_over(pool, backoff), errors=errors, on_failure=self._on_failure)
 
     async def _connect(self) -> Connection:
         return await connect(self._dsn, name=self._name, prepare=self._prepare)
@@ -93,20 +105,32 @@ class Sender:
     def _on_failure(self, error: Exception) -> None:
         logger.warning("Hints are not being sent: %r", error)
 
-    async def _send(self, connection: Connection, backoff: Backoff) -> None:
+    async def _keep_sending(self, connection: Connection, backoff: Backoff) -> None:
         self.renew_keys()
         while True:
             await self._wake.wait()
-            self._wake.clear()
-            hints, self._waiting = self._waiting, []
-            try:
-                messages = await self._packed(connection, hints)
-                await self._transport.send(connection, messages)
-            finally:
-                if not self._waiting:
-                    self._idle.set()
-            self._count(len(messages))
+            await self._send(connection)
             backoff.reset()
+
+    async def _send_over(self, pool: Pool, backoff: Backoff) -> None:
+        self.renew_keys()
+        while True:
+            await self._wake.wait()
+            async with translated(pool), pool.acquire() as connection:
+                await self._send(connection)
+            backoff.reset()
+
+    async def _send(self, connection: Connection) -> None:
+        """Send what waits. If that fails, it is lost."""
+        self._wake.clear()
+        hints, self._waiting = self._waiting, []
+        try:
+            messages = await self._packed(connection, hints)
+            await self._transport.send(connection, messages)
+        finally:
+            if not self._waiting:
+                self._idle.set()
+        self._count(len(messages))
 
     async def _packed(self, connection: Connection, hints: Iterable[Sendable]) -> list[Message]:
         committed_at = self._committed_at

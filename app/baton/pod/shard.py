@@ -25,6 +25,7 @@ from ..db import code_revisions, database_identity, notifications, postgres, sch
 from ..db.database_identity import DatabaseIdentity
 from ..db.fair_semaphore import FairSemaphore
 from ..db.live_counts import LiveCounts
+from ..db.named_errors import naming
 from ..db.notifications import EVENTS_CHANNEL, INPUT_CHANNEL, KILL_CHANNEL
 from ..db.pod_rows import Note
 from ..db.postgres import Pool, translated
@@ -91,7 +92,9 @@ class Shard:
         handlers = {EVENTS_CHANNEL: self.relays.hear, INPUT_CHANNEL: self.input_hints.hear}
         if settings.demo:
             handlers[KILL_CHANNEL] = self._on_kill
-        self.hints = opening.opened(settings, Owner(handlers, self._on_hint_state, self._on_gap), name="baton pod")
+        self.hints = opening.opened(
+            settings, Owner(handlers, self._on_hint_state, self._on_gap), name="baton pod", pool=pool
+        )
         self.watch = DatabaseWatch(pool, self.metrics, metrics.pool_wait_seconds)
         self.live_counts = LiveCounts()
         self.sampler = ClusterSampler(
@@ -158,32 +161,33 @@ class Shard:
         """Prefer other databases for new streams until this one has answered again."""
         self._failed_at = time.monotonic()
 
-    async def open(self) -> DatabaseIdentity:
-        """Check that the database answers and fits.
+    async def open(self, other: DatabaseIdentity | None = None) -> DatabaseIdentity:
+        """Check that the database answers and fits; `other` is the identity of another one that is open.
 
         Raises:
             DatabaseUnreachable: it does not answer.
-            ConfigurationError: its schema, its number or its way of delivering notifications does not fit.
+            ConfigurationError: its schema, its number or its way of delivering notifications does not fit, or it
+                belongs to another installation.
         """
-        await opening.check(self.settings)
-        try:
-            async with translated(self.pool):
-                await schema_revision.check_schema(self.pool)
-                identity = await database_identity.check_number(self.pool, self.database)
-        except Unavailable as error:
-            raise DatabaseUnreachable(f"The database does not answer. {error}") from error
+        with naming(self.database):
+            await opening.check(self.settings)
+            try:
+                async with translated(self.pool):
+                    await schema_revision.check_schema(self.pool)
+                    identity = await database_identity.check_number(self.pool, self.database)
+            except Unavailable as error:
+                raise DatabaseUnreachable(f"The database does not answer. {error}") from error
+        if other is not None:
+            database_identity.check_installation({self.database.name: identity, "the others": other})
         self._opened.set()
         return identity
 
-    async def open_later(self, installation: Callable[[], DatabaseIdentity | None]) -> None:
-        """Try until the database can be opened; `installation` is the identity of another one that is open."""
+    async def open_later(self, other: Callable[[], DatabaseIdentity | None]) -> None:
+        """Try until the database can be opened; `other` returns the identity of another one that is open."""
         backoff = Backoff(cap_seconds=5)
         while not self.is_open:
             try:
-                identity = await self.open()
-                known = installation()
-                if known is not None:
-                    self._require_same(identity, known)
+                await self.open(other())
                 logger.info("The database %r answers.", self.database.name)
             except DatabaseUnreachable as error:
                 logger.warning("The database %r is away: %s", self.database.name, error)
@@ -191,13 +195,6 @@ class Shard:
             except ConfigurationError as error:
                 logger.critical("The database %r cannot be used: %s", self.database.name, error)
                 await asyncio.sleep(UNFIT_SECONDS)
-
-    def _require_same(self, identity: DatabaseIdentity, known: DatabaseIdentity) -> None:
-        try:
-            database_identity.check_installation({self.database.name: identity, "the others": known})
-        except ConfigurationError:
-            self._opened.clear()
-            raise
 
     def services(self) -> list[Coroutine[Any, Any, None]]:
         """Return what must run as long as the pod does. Each begins when the shard is open."""

@@ -15,6 +15,7 @@ from tests.support.follower import following, frames_after, texts
 from tests.support.hints import sending
 from tests.support.logbook import until
 
+import baton.hints
 from baton.chaos.nats_server import NatsServer
 from baton.errors import ConfigurationError
 from baton.generators import GenerationRequest
@@ -90,16 +91,16 @@ async def test_a_pod_with_nats_gets_the_hints_of_what_it_follows(
     async with following(cluster.client, one.url, stream_id) as viewer:
         tap.let("a")
         await viewer.next_event()
-    received = one.metric("baton_notifications_received_total")
-    assert received > 0
+        await until(lambda: one.metric("baton_notifications_received_total") > 0)
     await until(lambda: one.metric("baton_relays") == 0)
+    received = one.metric("baton_notifications_received_total")
     async with following(cluster.client, other.url, stream_id, cursor=1) as viewer:
         for word in "bcd":
             tap.let(word)
             await viewer.next_event()
+        await until(lambda: other.metric("baton_notifications_received_total") > 0)
         tap.end()
         await viewer.rest()
-    assert other.metric("baton_notifications_received_total") > 0
     assert one.metric("baton_notifications_received_total") == received
 
 
@@ -130,5 +131,6 @@ async def test_two_installations_on_one_nats_server_do_not_hear_each_other(
 
 async def test_a_client_of_nats_needs_its_package(monkeypatch: pytest.MonkeyPatch, dsn: str) -> None:
     monkeypatch.setitem(sys.modules, "baton.hints.nats", None)
+    monkeypatch.delattr(baton.hints, "nats", raising=False)
     with pytest.raises(ConfigurationError, match=r"baton-stream\[nats\]"):
         sending(dsn, hints_url="nats://localhost")

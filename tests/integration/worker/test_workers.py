@@ -107,11 +107,13 @@ async def test_a_worker_serves_only_the_databases_that_it_is_given(databases: En
 async def test_a_database_with_a_long_queue_leaves_the_next_slot_to_another(
     databases: Entries, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("baton.worker.capacity.PATIENCE_SECONDS", 60)  # for slow machines
+    monkeypatch.setattr("baton.worker.places.PATIENCE_SECONDS", 60)  # for slow machines
     turns = Turns()
     urls = [entry["url"] for entry in databases.values()]
     last = [await queue(urls[0], given="a") for _ in range(6)][-1]
-    async with working_for(databases, turns, worker_concurrency=1) as workers:
+    # A heartbeat during a claim makes it find nothing.
+    rare = {"worker_heartbeat_seconds": 60, "lease_seconds": 600}
+    async with working_for(databases, turns, worker_concurrency=1, **rare) as workers:
         await until(lambda: turns.started == ["a"])
         await until(lambda: all(claims_in(workers).values()))
         other = await queue(urls[1], given="b")

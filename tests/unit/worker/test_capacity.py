@@ -14,7 +14,8 @@ from baton.db.stream_queue import Claim
 from baton.generators import GenerationRequest, Generator
 from baton.generators.preset import Preset
 from baton.generators.protocol import Yielded
-from baton.worker.capacity import PATIENCE_SECONDS, Capacity, deal
+from baton.worker.capacity import Capacity
+from baton.worker.places import PATIENCE_SECONDS, deal
 from baton.worker.run import Run
 
 
@@ -76,6 +77,12 @@ class Database:
         self.queued[generator] += count
         self.wake()
 
+    def look(self) -> None:
+        """Claim until there is no reason to claim again."""
+        self.claim()
+        while self.awake:
+            self.claim()
+
     def claim(self) -> None:
         self.awake = False
         if self.share.is_full(list(self.queued)):
@@ -111,7 +118,7 @@ def test_places_are_dealt_one_at_a_time_to_the_one_with_the_fewest(free: int, ta
 def test_a_database_takes_all_that_the_others_do_not_want() -> None:
     process = Process(streams=10)
     first, second = process.databases
-    second.claim()
+    second.look()
     first.queue(20)
     process.settle()
     assert process.running == [10, 0]
@@ -128,7 +135,7 @@ def test_databases_with_queues_share_the_slots_equally_from_the_start() -> None:
 def test_the_next_free_slot_goes_to_the_database_that_has_fewer() -> None:
     process = Process(streams=4)
     long, short = process.databases
-    short.claim()
+    short.look()
     long.queue(100)
     process.settle()
     short.queue(1)
@@ -160,7 +167,7 @@ def test_one_slot_is_used_in_turn() -> None:
 def test_no_claim_takes_what_another_has_reserved() -> None:
     process = Process(streams=4)
     first, second = process.databases
-    second.claim()
+    second.look()
     first.queue(4)
     second.queue(4)
     with first.share.room_for("any") as room:
@@ -174,7 +181,7 @@ def test_no_claim_takes_what_another_has_reserved() -> None:
 def test_a_database_that_does_not_answer_holds_up_the_others_only_shortly() -> None:
     process = Process(streams=4)
     hanging, other = process.databases
-    other.claim()
+    other.look()
     with hanging.share.room_for("any"):
         other.queue(4)
         other.claim()
@@ -191,6 +198,21 @@ def test_a_database_that_does_not_answer_holds_up_the_others_only_shortly() -> N
     process.pass_seconds(PATIENCE_SECONDS)
     other.claim()
     assert process.running == [0, 4]
+
+
+def test_a_claim_that_found_nothing_by_chance_loses_no_part() -> None:
+    process = Process(streams=1)
+    long, short = process.databases
+    short.look()
+    long.queue(10)
+    process.settle()
+    short.queue(1)
+    process.settle()
+    long.end()
+    with short.share.room_for("any") as room:
+        short.take(room, "any", 0)
+    process.settle()
+    assert process.running == [0, 1]
 
 
 def test_a_database_that_is_away_leaves_its_slots_to_the_others() -> None:
@@ -219,7 +241,7 @@ def test_the_limit_of_a_generator_counts_over_all_databases() -> None:
 def test_inputs_of_one_database_leave_room_for_another() -> None:
     process = Process(streams=100, input_bytes=1000)
     large, small = process.databases
-    small.claim()
+    small.look()
     large.input_bytes = small.input_bytes = 250
     large.queue(10)
     process.settle()

@@ -3,7 +3,7 @@
 import { Chart } from "./chart.js";
 import { NONE, byId, clock, count, el, isLive, keyed, plural, rate, seconds, setAttribute, setText, shortId, showState, span } from "./dom.js";
 import { Refused, bearer, refusal } from "./follow.js";
-import { podState, withoutReplaced, workerState } from "./process.js";
+import { lacksHints, podState, withoutReplaced, workerState } from "./process.js";
 import { StreamSheet } from "./stream.js";
 
 const EVERY_MILLISECONDS = 1000;
@@ -205,7 +205,7 @@ function problemsOf({ pods, workers, queue, needs_worker: needsWorker }) {
   for (const pod of pods) {
     if (!pod.alive) found.push(`Pod ${pod.name} has sent no sign of life for ${span(pod.silent_seconds)}.`);
     else if (pod.state === "full" || pod.state === "not ready") found.push(`Pod ${pod.name} is ${pod.state}. It takes no new clients.`);
-    else if (pod.listener !== "listening") found.push(`Pod ${pod.name} receives no notifications. It polls, so its events arrive late.`);
+    else if (lacksHints(pod)) found.push(`Pod ${pod.name} receives no hints. It polls, so its events arrive late.`);
   }
   return found;
 }

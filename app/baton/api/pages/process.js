@@ -2,11 +2,14 @@
 
 import { span } from "./dom.js";
 
+// Whether hints should arrive, and do not. A pod that polls by its settings expects none.
+export const lacksHints = (pod) => pod.listener !== "listening" && pod.listener !== "polling";
+
 // `state` is one of those in baton.css: "well", "warned", "failed".
 export function podState(pod) {
   if (!pod.alive) return { state: "failed", label: `no sign of life for ${span(pod.silent_seconds)}` };
   if (pod.state !== "ready") return { state: "warned", label: pod.state };
-  if (pod.listener !== "listening") return { state: "warned", label: "ready, polling only" };
+  if (lacksHints(pod)) return { state: "warned", label: "ready, polling only" };
   return { state: "well", label: "ready" };
 }
 
