@@ -46,7 +46,7 @@ class Assumptions:
     seconds: float = 20  # how long an answer takes
     window: float = 40  # BATON_FLUSH_INTERVAL_MILLISECONDS
     hints: str = "nats"  # BATON_HINTS_URL: whether pods hear the rows of all streams, or of their own
-    hint: float = 3  # µs of a NATS server, and of a pod, for a row's hint; assumed
+    hint: float = 8  # µs of a worker, of NATS and of a pod, each, for a row's hint: 24 together with 16 pods (docs)
     served: int = 1  # how many databases a worker serves (BATON_WORKER_DATABASES)
     speed: float = 1  # of a core, relative to the measured one
     used: float = 0.7  # the share of a core that may be used
@@ -100,7 +100,7 @@ def cpu(
 ) -> Parts:
     """Return the cores that a load takes.
 
-    Each worker writes to `served` databases at most. With a `hint`, what NATS' hint of a row costs a pod, pods hear
+    Each worker writes to `served` databases at most. With a `hint`, what NATS' hint of a row costs a worker and a pod, pods hear
     only what they follow; without, each pod hears every flush.
     """
     rows = load.streams * rows_of(costs, load.rate, window)
@@ -109,7 +109,7 @@ def cpu(
     flushes = pairs * min(costs.rows_per_second * 40 / window, rows / pairs)
     hearing = costs.flush.pod * layout.pods * flushes if hint is None else hint * rows
     each = costs.token * (load.streams * load.rate) + costs.row * rows + costs.life * (load.streams / load.life_seconds)
-    each += Parts(costs.flush.worker * flushes, costs.flush.postgres * flushes, hearing)
+    each += Parts(costs.flush.worker * flushes + (hint or 0) * rows, costs.flush.postgres * flushes, hearing)
     each += Parts(0, 0, costs.viewer * (load.viewers - 1) * rows)
     if hint is None:
         each += costs.heard * (rows * (layout.pods - 1))
