@@ -100,8 +100,8 @@ def cpu(
 ) -> Parts:
     """Return the cores that a load takes.
 
-    Each worker writes to `served` databases at most. With a `hint`, what NATS' hint of a row costs a worker and a pod, pods hear
-    only what they follow; without, each pod hears every flush.
+    Each worker writes to `served` databases at most. A `hint` is what NATS' hint of a row costs a worker, and a pod.
+    With it pods hear only what they follow; without, each pod hears every flush.
     """
     rows = load.streams * rows_of(costs, load.rate, window)
     # A worker has a flush for each of its databases.
