@@ -176,7 +176,9 @@ LOADS: Final = {
 PODS: Final = 8
 DATABASES: Final = 4
 
-# Medians of three turns, but `heard`, which is from the benchmark's W9 with 16 pods: with 8 it is lost in the noise.
+# From two or three turns on a machine that others used, so within a quarter or so. `heard` is from the benchmark's W9
+# with 16 pods: with 8 it is lost in the noise. `idle` is from an earlier run, and `rows_per_second` is what a window of
+# 40 ms gives when the machine is not full.
 MEASURED: Final = Costs(
     token=Parts(5.3, 0.0, 0.0),
     row=Parts(8.6, 4.5, 17.1),

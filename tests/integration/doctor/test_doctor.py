@@ -437,7 +437,7 @@ async def test_it_finds_harmful_settings_of_the_server(server: str) -> None:
 
 async def test_it_counts_the_connections_of_all_processes_of_a_command(dsn: str) -> None:
     one = finding(await diagnose(dsn), "connections")
-    assert one.message.endswith("a pod uses up to 11 connections, a worker 6.")
+    assert one.message.endswith("a pod uses up to 10 connections, a worker 6.")
     few = await diagnose(dsn, processes=2, database_pool_size=1)
     assert finding(few, "connections").message.endswith("a worker 6, and a command 2 times that (BATON_PROCESSES).")
     assert levels(await diagnose(dsn, processes=200))["connections_insufficient"] is ERROR
