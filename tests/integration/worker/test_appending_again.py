@@ -94,8 +94,8 @@ class Desk:
 @asynccontextmanager
 async def desk(dsn: str, *, lasted: bool = True, hook: Function | None = None) -> AsyncIterator[Desk]:
     opened = Desk(dsn, lasted=lasted, hook=hook)
-    services = [opened.writer, opened.notifier, *([opened.ends] if opened.ends is not None else [])]
-    tasks = [asyncio.create_task(service.run()) for service in services]
+    services = (opened.writer, opened.notifier, opened.ends)
+    tasks = [asyncio.create_task(service.run()) for service in services if service is not None]
     try:
         yield opened
     finally:
