@@ -202,6 +202,7 @@ class EventSource(asyncio.Protocol):
         self.retry_seconds = 0.0
         self.received_at = loop.time()
         self._now = loop.time
+        self._paused_at = 0.0
         self._request = request
         self._on_event = on_event
         self._on_malformed = on_malformed
@@ -213,12 +214,15 @@ class EventSource(asyncio.Protocol):
     def pause(self) -> None:
         """Stop reading."""
         if self._transport is not None and not self.over.done():
+            self._paused_at = self._now()
             self._transport.pause_reading()
 
     def resume(self) -> None:
         """Continue reading."""
         if self._transport is not None and not self.over.done():
-            self.received_at = self._now()
+            # The pause is no silence of the pod, and ends none: a pod gives a client up that does not read for a while,
+            # and the kernel does not always say so.
+            self.received_at += self._now() - self._paused_at
             self._transport.resume_reading()
 
     def abort(self) -> None:

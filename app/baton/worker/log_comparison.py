@@ -138,7 +138,6 @@ class LogComparison:
             return {}
         ends = [] if self._append_end is None else [item for item in map(_take_end, lost) if item is not None]
         written = await append_again(connection, filter(None, lost), self.history)
-        self._recent.note(written, self.history)
         if batches := [item for item in written if item.events]:
             streams_of = {item.stream_id for item in batches}
             logger.warning(
@@ -146,9 +145,13 @@ class LogComparison:
             )
             self._on_appended(batches)
         standings = {item.stream_id: Standing(item.last_seq, item.outcome is not None) for item in written}
+        self._recent.note(written, self.history)
         for end in ends:
             before = standings.get(end.stream_id) or tails[end.stream_id]
             if before.seq == end.first_seq - 1 and self._append_end is not None:
+                if end.stream_id in standings:
+                    # What was written replaced what was kept. Without its end the stream would be given back.
+                    self._recent.note([end], self.history)
                 self._append_end(end)
                 standings[end.stream_id] = Standing(end.last_seq, ended=True)  # or soon
         return standings

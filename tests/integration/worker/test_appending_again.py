@@ -22,6 +22,8 @@ from baton.events import encode_text
 from baton.observability.metrics import WorkerMetrics
 from baton.outcome import Outcome
 from baton.worker.appending_again import append_again
+from baton.worker.end_hook import EndHook, Function
+from baton.worker.hooked_ends import HookedEnds
 from baton.worker.outbox import Lost, Outbox
 from baton.worker.recent_batches import RecentBatches
 from baton.worker.writer import Writer
@@ -33,9 +35,13 @@ LIVE_AGAIN = "UPDATE baton.stream SET status = 'running', finished_at = NULL WHE
 class Desk:
     """A writer that keeps what it flushes, and says at a loss whether its lease lasted."""
 
-    def __init__(self, dsn: str, *, lasted: bool) -> None:
+    def __init__(self, dsn: str, *, lasted: bool, hook: Function | None = None) -> None:
         self.metrics = WorkerMetrics()
         self.hints = sending(dsn, count=self.metrics.count_notifications)
+        self.ends = None
+        if hook is not None:
+            made = EndHook(hook, timeout_seconds=60, metrics=self.metrics)
+            self.ends = HookedEnds(dsn, made, hints=self.hints, metrics=self.metrics)
         self.recent = RecentBatches(60, 1 << 20)
 
         async def lease_lasted(_connection: Connection, _history: str) -> bool:
@@ -48,6 +54,7 @@ class Desk:
             metrics=self.metrics,
             lease_lasted=lease_lasted,
             recent=self.recent,
+            ends=self.ends,
         )
         self.lost: dict[UUID, Lost] = {}
 
@@ -86,9 +93,10 @@ class Desk:
 
 
 @asynccontextmanager
-async def desk(dsn: str, *, lasted: bool = True) -> AsyncIterator[Desk]:
-    opened = Desk(dsn, lasted=lasted)
-    tasks = [asyncio.create_task(service.run()) for service in (opened.writer, opened.hints)]
+async def desk(dsn: str, *, lasted: bool = True, hook: Function | None = None) -> AsyncIterator[Desk]:
+    opened = Desk(dsn, lasted=lasted, hook=hook)
+    services: list[Any] = [opened.writer, opened.hints, opened.ends]
+    tasks = [asyncio.create_task(service.run()) for service in services if service is not None]
     try:
         yield opened
     finally:
@@ -131,6 +139,29 @@ async def test_the_lost_end_comes_back_for_running_and_for_ended_streams(dsn: st
         await outbox.closed.wait()
         assert text(await events(connection, running)) == "abcde"
         assert not at.lost
+
+
+async def test_the_end_is_kept_while_the_hook_runs_again(dsn: str) -> None:
+    goes_on, runs = asyncio.Event(), asyncio.Event()
+    goes_on.set()
+
+    async def hook(_connection: object, _answer: object) -> None:
+        runs.set()
+        await goes_on.wait()
+
+    async with connected(dsn) as connection, desk(dsn, hook=hook) as at:
+        (over,) = await claimed(connection, 1)
+        (outbox,) = await at.write(connection, [over], "abcd", end=True)
+        goes_on.clear()
+        runs.clear()
+        await lose(connection, at, [over], 1)
+        await runs.wait()
+        assert at.metrics.appended_again == 3
+        # Or the worker gives its stream back, and another one ends it as rewound.
+        assert at.writer.has_end(outbox.fence)
+        goes_on.set()
+        assert (await ended(connection, over)).status == "completed"
+        assert text(await events(connection, over)) == "abcd"
 
 
 async def test_nothing_comes_back_under_another_claim(dsn: str) -> None:
