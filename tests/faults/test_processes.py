@@ -126,6 +126,7 @@ async def test_a_signal_drains_all_processes_at_the_same_time(cluster: Cluster, 
         assert times(parent, "Cancel|did not leave") == 0
 
 
+@pytest.mark.slow
 async def test_a_second_signal_ends_all_processes_at_once(cluster: Cluster) -> None:
     author = await cluster.author()
     await author.write(text(0))
@@ -200,6 +201,7 @@ async def test_a_signal_while_the_database_does_not_answer_ends_all(command: str
         assert parent.lines == []
 
 
+@pytest.mark.slow
 async def test_no_child_outlives_a_parent_that_is_killed(cluster: Cluster) -> None:
     author = await cluster.author()
     await author.write(text(0))
@@ -230,6 +232,7 @@ async def test_an_orphan_whose_event_loop_is_blocked_ends_too(cluster: Cluster, 
         await until(lambda: not any(orphan.is_running() for orphan in orphans))
 
 
+@pytest.mark.slow
 async def test_what_keeps_processes_from_starting_is_reported_once(empty_dsn: str) -> None:
     ends = await asyncio.gather(*(finished(command, env=variables(empty_dsn, port="0")) for command in COMMANDS))
     assert ends == [(2, "", "baton: The database has no Baton tables yet. Run `baton migrate` first.\n")] * 2
@@ -253,6 +256,7 @@ async def test_a_process_that_crashes_in_its_start_ends_the_command(cluster: Clu
     assert times(parent, r"has ended during its start \(exit status 3\), so the command ends") >= 1
 
 
+@pytest.mark.slow
 async def test_any_process_returns_the_metrics_of_all_but_one_that_hangs(cluster: Cluster) -> None:
     async with several(cluster.dsn, with_worker="true", http_keep_alive_seconds=60) as parent:
         address = urlsplit((await parent.said(SERVES))[2]).netloc
