@@ -55,8 +55,20 @@ async def retry(
     """
     backoff = backoff or Backoff()
     while True:
+        require_not_cancelled()
         try:
             return await work(backoff)
         except errors as error:
             on_failure(error)
         await backoff.sleep()
+
+
+def require_not_cancelled() -> None:
+    """Raise CancelledError if the task was cancelled, and what it awaited has swallowed that.
+
+    `asyncio.wait_for` of Python 3.11 does, if what it waits for ends at the same moment; drivers connect with it. A
+    task that went on would never end.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from baton.backoff import Backoff, retry
@@ -63,3 +65,26 @@ async def test_work_is_retried_until_it_returns_and_other_errors_are_raised(monk
     outcomes.append(ValueError("no"))
     with pytest.raises(ValueError, match="no"):
         await retry(work, errors=(OSError,), on_failure=failures.append)
+
+
+@pytest.mark.parametrize("ends", [OSError("lost"), None])
+async def test_a_cancel_that_work_has_swallowed_still_ends_the_retries(ends: Exception | None) -> None:
+    begun, calls = asyncio.Event(), 0
+
+    async def work(_backoff: Backoff) -> None:
+        nonlocal calls
+        calls += 1
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            if ends is not None:
+                raise ends from None
+        raise OSError("swallowed")
+
+    task = asyncio.create_task(retry(work, errors=(OSError,)))
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert calls == 1

@@ -7,7 +7,7 @@ from typing import Final
 
 import asyncpg
 
-from ..backoff import Backoff, retry
+from ..backoff import Backoff, require_not_cancelled, retry
 from ..errors import ConfigurationError
 from .postgres import CONNECTION_ERRORS, Connection
 
@@ -34,6 +34,7 @@ async def keep_connected(
             return
         connection = await connecting()
         try:
+            require_not_cancelled()
             await serve(connection, backoff)
         finally:
             # Never close(): it talks to a server that may not answer.

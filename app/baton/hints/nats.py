@@ -25,7 +25,7 @@ from typing import Final
 import nats.errors
 from nats.aio.subscription import Subscription
 
-from ..backoff import Backoff, retry
+from ..backoff import Backoff, require_not_cancelled, retry
 from ..db import database_identity
 from ..db.notifications import EVENTS_CHANNEL
 from ..db.postgres import Connection, connect
@@ -149,6 +149,7 @@ class NatsTransport:
             on_close=self._on_close,
         )
         try:
+            require_not_cancelled()
             for channel, handler in self._owner.handlers.items():
                 if channel != EVENTS_CHANNEL:
                     await self._subscribe(client, _subject(self._prefix, channel), handler)
