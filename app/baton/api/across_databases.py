@@ -125,7 +125,7 @@ async def first(shards: Iterable[Shard], look: Callable[[Shard], Awaitable[Resul
 
 
 async def get(request: Request, stream_id: UUID) -> Stream | None:
-    """Return a stream's row, whoever's it is; None without one."""
+    """Return the row of a stream of any tenant; None without one."""
     try:
         shard = pod_of(request).shards.of(stream_id)
     except (StreamNotFound, StreamExpired):

@@ -6,6 +6,8 @@ the number with its settings at the start, and with several databases also that 
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
@@ -13,6 +15,9 @@ from uuid import UUID
 from ..database_entries import DatabaseEntry
 from ..errors import ConfigurationError
 from .postgres import Connection, Pool
+
+# How long a start waits for further databases once one has answered.
+START_SECONDS: Final = 3.0
 
 _READ: Final = "SELECT installation, number FROM baton.database_identity"
 
@@ -82,3 +87,17 @@ def check_installation(found: dict[str, DatabaseIdentity]) -> None:
             f"BATON_DATABASES: {first!r} and {other!r} belong to different installations. Correct the URLs. To add a "
             "database, take an empty one, and run `baton migrate`."
         )
+
+
+async def wait_for_first(checks: Iterable[asyncio.Task[DatabaseIdentity]]) -> None:
+    """Wait until all checks have ended; once one has succeeded, `START_SECONDS` for the others."""
+    pending = set(checks)
+    loop = asyncio.get_running_loop()
+    deadline: float | None = None
+    while pending:
+        timeout = None if deadline is None else max(0.0, deadline - loop.time())
+        done, pending = await asyncio.wait(pending, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if not done:
+            return
+        if deadline is None and any(task.exception() is None for task in done):
+            deadline = loop.time() + START_SECONDS

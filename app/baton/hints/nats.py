@@ -5,7 +5,7 @@ notification, has nothing to do with it. NATS delivers at most once, like NOTIFY
 
 Subjects begin with the installation's random id and the database's number, which no other database has (see
 `db.database_identity`): `baton.<id>.<number>.baton_queue`, `baton.<id>.<number>.baton_events.<stream>`. Installations
-that share a server do not hear each other. Whoever can publish there can forge: a forged payload has no valid
+that share a server do not hear each other. Anyone who can publish there can forge: a forged payload has no valid
 signature, so it makes pods read the log, as with NOTIFY.
 
 Each connection serves until it is lost, and another one follows with all subscriptions. One task subscribes and

@@ -28,9 +28,6 @@ from .shard import Shard
 
 logger = logging.getLogger(__name__)
 
-# How long the start waits for a database while another one has answered.
-START_SECONDS: Final = 3.0
-
 # From the best to the worst.
 _STATES: Final = (HintState.POLLING, HintState.LISTENING, HintState.DEGRADED, HintState.CONNECTING)
 
@@ -137,7 +134,7 @@ class Shards:
             return
         opening = {asyncio.create_task(shard.open()): shard for shard in self}
         try:
-            await self._wait_for_first(opening)
+            await database_identity.wait_for_first(opening)
         finally:
             for task in opening:
                 task.cancel()
@@ -154,19 +151,6 @@ class Shards:
         database_identity.check_installation(answered)
         self._identity = next(iter(answered.values()))
         await self._read_lists()
-
-    async def _wait_for_first(self, opening: dict[asyncio.Task[DatabaseIdentity], Shard]) -> None:
-        """Wait until all have answered; once one has, only a moment for the others."""
-        pending = set(opening)
-        deadline: float | None = None
-        loop = asyncio.get_running_loop()
-        while pending:
-            timeout = None if deadline is None else max(0.0, deadline - loop.time())
-            done, pending = await asyncio.wait(pending, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-            if not done:
-                return
-            if deadline is None and any(task.exception() is None for task in done):
-                deadline = loop.time() + START_SECONDS
 
     def services(self) -> list[Coroutine[Any, Any, None]]:
         """Return what must run as long as the pod does."""

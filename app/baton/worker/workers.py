@@ -30,8 +30,6 @@ from .worker import Worker
 
 logger = logging.getLogger(__name__)
 
-# How long the start waits for further databases once one has answered.
-START_SECONDS: Final = 3.0
 # Between two checks of a database that does not fit: somebody has to correct it.
 UNFIT_SECONDS: Final = 60.0
 
@@ -115,7 +113,7 @@ class Workers:
             for worker, database in self._databases.items()
         }
         try:
-            await _wait_for(set(checks.values()))
+            await database_identity.wait_for_first(checks.values())
         finally:
             for task in checks.values():
                 task.cancel()
@@ -165,16 +163,3 @@ class Workers:
         identity = await check_database(worker.settings, self._databases[worker])
         database_identity.check_installation({**self._identities, worker.database: identity})
         self._identities[worker.database] = identity
-
-
-async def _wait_for(checks: set[asyncio.Task[DatabaseIdentity]]) -> None:
-    """Wait until all have ended; once one has succeeded, only a moment for the others."""
-    loop = asyncio.get_running_loop()
-    deadline: float | None = None
-    while checks:
-        timeout = None if deadline is None else max(0.0, deadline - loop.time())
-        done, checks = await asyncio.wait(checks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        if not done:
-            return
-        if deadline is None and any(task.exception() is None for task in done):
-            deadline = loop.time() + START_SECONDS
