@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -22,11 +22,11 @@ async def cluster(
     further: Mapping[str, str] | None = None,
     *,
     pods: int = 1,
-    workers: int = 1,
+    workers: Sequence[Mapping[str, str]] = ({},),
 ) -> AsyncIterator[tuple[Cluster, int]]:
     """Start pods and workers for `count` streams each, with `further` settings; yield them and the first pod's port.
 
-    `dsn` is their database, unless `further` has several.
+    `dsn` is their database, unless `further` has several. `workers` has what each worker alone is set to.
     """
     one = {} if further is not None and "BATON_DATABASES" in further else {"BATON_DATABASE_URL": dsn}
     settings = {
@@ -40,7 +40,7 @@ async def cluster(
     with contextlib.ExitStack() as stack:
         ports = [stack.enter_context(reserved_port()) for _ in range(pods)]
         programs = [Program(_name("pod", number), port) for number, port in enumerate(ports, 1)]
-        programs += [Program(_name("worker", number)) for number in range(1, workers + 1)]
+        programs += [Program(_name("worker", number), settings=own) for number, own in enumerate(workers, 1)]
         async with Cluster.open(folder, programs, settings) as running, httpx2.AsyncClient() as http:
             await running.wait_until_ready(http)
             yield running, ports[0]

@@ -86,10 +86,12 @@ async def resting(folder: Path, seconds: float) -> Parts:
     return _parts({part: (after[part] - before[part]) / seconds * 1e6 for part in after})
 
 
-async def measured(load: Load, folder: Path, seconds: float, *, pods: int = 1, databases: int = 1) -> Measured:
-    """Run a load on a new database."""
+async def measured(
+    load: Load, folder: Path, seconds: float, *, pods: int = 1, workers: int = 1, databases: int = 1
+) -> Measured:
+    """Run a load on new databases."""
     peer = Baton()
-    shape = replace(load.shape(), pods=pods, databases=databases)
+    shape = replace(load.shape(), pods=pods, workers=workers, databases=databases)
     async with peer.open(folder, shape) as system, Crowd(system, load).gathered(()) as viewers:
         await asyncio.sleep(WARM_UP_SECONDS)
         rows, before = await _rows(system.dsns), spent(system)
@@ -176,18 +178,17 @@ LOADS: Final = {
 PODS: Final = 8
 DATABASES: Final = 4
 
-# From two or three turns on a machine that others used, so within a quarter or so. `heard` is from the benchmark's W9
-# with 16 pods: with 8 it is lost in the noise. `idle` is from an earlier run, and `rows_per_second` is what a window of
-# 40 ms gives when the machine is not full.
+# Medians of three turns on two cores that did nothing else. `heard` is from the benchmark's W9 with 16 pods: with 8 it
+# is near the noise (0.5 and 2.2).
 MEASURED: Final = Costs(
-    token=Parts(5.3, 0.0, 0.0),
-    row=Parts(8.6, 4.5, 17.1),
-    flush=Parts(620, 900, 310),
-    life=Parts(2100, 3500, 3600),
+    token=Parts(3.5, 0.4, 0.0),
+    row=Parts(18.2, 7.8, 18.2),
+    flush=Parts(490, 700, 95),
+    life=Parts(2500, 4100, 5100),
     heard=Parts(0, 1.1, 2.6),
-    viewer=9.2,
-    idle=Parts(0.003, 0.005, 0.004),
-    timer=0.014,
+    viewer=9.9,
+    idle=Parts(0.005, 0.0025, 0.005),
+    timer=0.01,
     rows_per_second=22,
 )
 

@@ -1,8 +1,8 @@
 """How much a number of viewers needs, from measured costs: `python -m bench.model --viewers 1000000`.
 
 It computes the CPU of workers, Postgres and pods from `costs.MEASURED`, divides it by what a machine of each kind may
-be loaded with, and adds the prices that are given. `--check` compares the model with runs on this machine, with 1, 2
-and 4 databases. `--write` renews the block of `docs/scaling.md` that it has written.
+be loaded with, and adds the prices that are given. `--check` compares the model with runs on this machine: 1, 2 and 4
+databases, each with a worker and 100 streams. `--write` renews the block of `docs/scaling.md` that it has written.
 
 Rates, shares and prices are assumptions. They are options, and the answer repeats them.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import statistics
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -264,24 +265,28 @@ async def compare(folder: Path, databases: int, load: Load, seconds: float) -> t
 
     How often a stream is flushed is measured too: it depends on what else runs on the machine.
     """
-    found = await measured(load, folder, seconds, databases=databases)
+    found = await measured(load, folder, seconds, workers=databases, databases=databases)
     costs = replace(MEASURED, rows_per_second=found.rows / load.streams)
-    predicted = cpu(costs, load, Layout(databases, 1, 1)).total
+    predicted = cpu(costs, load, Layout(databases, databases, 1), served=1).total
     return predicted * 1e6 / load.offered, found.cpu.total / found.tokens
 
 
-def check(seconds: float, turns: int = 3) -> int:
+def check(seconds: float, turns: int = 5) -> int:
     """Compare predictions with the median of some runs; return the exit status."""
-    load, worst = Load(100, 50), 0.0
-    print(f"{load.streams} streams of {load.rate:g} tokens/s, one worker, one pod; µs of CPU for an event:")
-    for databases in CHECKED:
-        found = []
-        for _ in range(turns):
+    each = Load(100, 50)
+    print(f"A worker and {each.streams} streams of {each.rate:g} tokens/s for each database; one pod.")
+    print("µs of CPU for an event, medians:")
+    found: dict[int, list[tuple[float, float]]] = {databases: [] for databases in CHECKED}
+    for _ in range(turns):
+        for databases in CHECKED:
+            load = replace(each, streams=each.streams * databases)
             with tempfile.TemporaryDirectory() as folder:
-                found.append(uvloop.run(compare(Path(folder), databases, load, seconds)))
-        predicted, took = sorted(found, key=lambda each: each[0] / each[1])[turns // 2]
+                found[databases].append(uvloop.run(compare(Path(folder), databases, load, seconds)))
+    worst = 0.0
+    for databases, runs in found.items():
+        predicted, took = (statistics.median(figures) for figures in zip(*runs, strict=True))
         worst = max(worst, abs(predicted / took - 1))
-        print(f"{databases} databases: predicted {predicted:.0f}, took {took:.0f} ({predicted / took:.2f})", flush=True)
+        print(f"{databases} databases: predicted {predicted:.0f}, took {took:.0f} ({predicted / took:.2f})")
     return int(worst > TOLERANCE)
 
 

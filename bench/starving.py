@@ -114,7 +114,7 @@ async def run(dsn: str, folder: Path, given: argparse.Namespace) -> tuple[dict[s
     await migrate(dsn, days_ahead=7)
     async with asyncpg.create_pool(dsn, min_size=1, max_size=1) as pool:
         made = await fill(pool, given.streams)
-        async with cluster(dsn, folder, 10, SETTINGS, workers=0) as (_, port):
+        async with cluster(dsn, folder, 10, SETTINGS, workers=()) as (_, port):
             url = f"http://127.0.0.1:{port}"
             await create(url, made["small"], SETTLE_SECONDS)
             for turn in range(1, given.turns + 1):

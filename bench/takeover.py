@@ -210,7 +210,7 @@ async def run(dsn: str, folder: Path, given: argparse.Namespace) -> int:
     parts: dict[signal.Signals, list[Parts]] = {number: [] for number in SIGNALS}
     async with (
         asyncpg.create_pool(dsn, min_size=1, max_size=2) as pool,
-        cluster(dsn, folder, 200, SETTINGS, workers=2) as (running, port),
+        cluster(dsn, folder, 200, SETTINGS, workers=({}, {})) as (running, port),
         httpx2.AsyncClient() as http,
     ):
         measurement = Measurement(running, pool, http)

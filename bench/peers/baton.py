@@ -108,7 +108,7 @@ class Baton:
             count = shape.streams // shape.workers + shape.streams // 5 + 10
             pool = {"BATON_DATABASE_POOL_SIZE": str(MOST_POOLED // shape.pods)} if shape.pods * 8 > MOST_POOLED else {}
             further = {**SETTINGS, **pool, **several, **self.settings}
-            running = cluster(dsns[0], folder, count, further, pods=shape.pods, workers=shape.workers)
+            running = cluster(dsns[0], folder, count, further, pods=shape.pods, workers=serving(shape))
             async with running as (children, _), http_client() as http:
                 parts = {
                     "pod": [psutil.Process(child.pid) for child in children.pods],
@@ -120,7 +120,7 @@ class Baton:
 
 async def shared(dsns: Sequence[str]) -> str:
     """Let databases share new streams equally, as `baton migrate` does; return the setting that names them."""
-    entries = {f"db{number}": {"url": dsn, "number": number, "weight": 1} for number, dsn in enumerate(dsns)}
+    entries = {_named(number): {"url": dsn, "number": number, "weight": 1} for number, dsn in enumerate(dsns)}
     async with contextlib.AsyncExitStack() as stack:
         numbered = []
         for entry in Settings.load(databases=entries).all_databases:
@@ -130,6 +130,19 @@ async def shared(dsns: Sequence[str]) -> str:
         await numbering.number(numbered)
         await numbering.record_weights(numbered)
     return orjson.dumps(entries).decode()
+
+
+def serving(shape: Shape) -> list[dict[str, str]]:
+    """Return what each worker is set to. Several share the databases: each serves as few of them as possible."""
+    if shape.workers == 1 or shape.databases == 1:
+        return [{} for _ in range(shape.workers)]
+    names = [_named(number) for number in range(shape.databases)]
+    shares = (names[worker % shape.databases :: shape.workers] for worker in range(shape.workers))
+    return [{"BATON_WORKER_DATABASES": ",".join(share)} for share in shares]
+
+
+def _named(database: int) -> str:
+    return f"db{database}"
 
 
 def with_window(milliseconds: float) -> Baton:

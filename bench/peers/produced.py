@@ -66,7 +66,7 @@ class Produced(Baton):
         """Start Postgres, a pod and the producers."""
         with embedded_postgres(folder) as dsn:
             await migrate(dsn, days_ahead=7)
-            running = cluster(dsn, folder, 1, {**SETTINGS, **FURTHER, **self.settings}, workers=0)
+            running = cluster(dsn, folder, 1, {**SETTINGS, **FURTHER, **self.settings}, workers=())
             async with running as (children, port), http_client() as http:
                 producing = producers(port, shape.streams, self.linger_milliseconds, CONTENT_TYPE)
                 async with producing as process:
