@@ -57,9 +57,12 @@ def last_text(values: Any) -> str:
 
 
 async def test_the_python_client_survives_a_killed_pod(cluster: Cluster) -> None:
-    async with two_pods(cluster) as pods, balancer(pods.first, pods.second) as url:
+    async with (
+        two_pods(cluster) as pods,
+        balancer(pods.first, pods.second) as url,
+        client_of(url) as client,
+    ):
         pods.say(*WORDS[:300])
-        client = client_of(url)
         texts, values, killed = [], None, False
         async for part in client.runs.stream("t", "tap", input=INPUT, stream_mode=MODES):
             if part.event == "messages" and part.data[0]["type"] == "AIMessageChunk":
@@ -82,10 +85,14 @@ async def test_the_python_client_survives_a_killed_pod(cluster: Cluster) -> None
 
 @pytest.mark.filterwarnings("ignore:Request failed, attempting reconnect")
 async def test_the_python_client_waits_through_a_killed_pod(cluster: Cluster) -> None:
-    async with two_pods(cluster) as pods, balancer(pods.first, pods.second) as url:
+    async with (
+        two_pods(cluster) as pods,
+        balancer(pods.first, pods.second) as url,
+        client_of(url) as client,
+    ):
         pods.say(*WORDS[:300])
         begun = asyncio.Event()
-        run = client_of(url).runs.wait("t", "tap", input=INPUT, on_run_created=lambda _run: begun.set())
+        run = client.runs.wait("t", "tap", input=INPUT, on_run_created=lambda _run: begun.set())
         waiting = asyncio.create_task(run)
         await begun.wait()
         await pods.kill()
@@ -99,9 +106,10 @@ async def test_the_python_client_takes_no_part_of_an_erased_run_for_the_whole(cl
     await author.write(encode_text("Half"))
 
     async def read() -> None:
-        async for part in client_of(pod.url).runs.join_stream("t", str(author.id), stream_mode=["messages-tuple"]):
-            if part.event == "messages":
-                await cluster.client.delete(f"{pod.url}/v1/streams/{author.id}")
+        async with client_of(pod.url) as client:
+            async for part in client.runs.join_stream("t", str(author.id), stream_mode=["messages-tuple"]):
+                if part.event == "messages":
+                    await cluster.client.delete(f"{pod.url}/v1/streams/{author.id}")
 
     with pytest.raises(NotFoundError, match="no stream"):
         await read()
@@ -110,30 +118,32 @@ async def test_the_python_client_takes_no_part_of_an_erased_run_for_the_whole(cl
 async def test_the_python_client_talks_to_a_thread(cluster: Cluster) -> None:
     await cluster.worker({"agent": agent})
     pod = await cluster.pod()
-    client = client_of(pod.url)
-    assert "agent" in [found["assistant_id"] for found in await client.assistants.search()]
-    thread = (await client.threads.create())["thread_id"]
-    say: dict[str, Any] = {text: {"messages": [{"role": "user", "content": text}]} for text in ("ask", "slow", "fail")}
-    asked: Any = await client.runs.wait(thread, "agent", input=say["ask"])
-    assert asked["__interrupt__"][0]["value"] == {"question": "really?"}
-    state: Any = await client.threads.get_state(thread)
-    assert state["tasks"][0]["interrupts"] == asked["__interrupt__"]
-    with pytest.raises(ConflictError, match="Answer it, or stop it"):
-        await client.runs.create(thread, "agent", input=say["ask"])
-    resumed = [part async for part in client.runs.stream(thread, "agent", command={"resume": "yes"})]
-    assert [part.event for part in resumed] == ["metadata", "values", "values", "end"]
-    assert last_text(resumed[2].data) == "You said yes."
-    run = await client.runs.create(thread, "agent", input=say["slow"])
-    await client.runs.cancel(thread, run["run_id"], wait=True)
-    assert (await client.runs.get(thread, run["run_id"]))["status"] == "interrupted"
-    with pytest.raises(Exception, match="It broke"):
-        await client.runs.wait(thread, "agent", input=say["fail"])
-    with pytest.raises(InternalServerError, match="rollback"):
-        await client.runs.create(thread, "agent", input=say["ask"], multitask_strategy="rollback")
-    with pytest.raises(InternalServerError, match="store"):
-        await client.store.search_items(("a",))
-    assert len(await client.threads.get_history(thread)) == 1
-    assert isinstance(client.http.client, httpx.AsyncClient)
+    async with client_of(pod.url) as client:
+        assert "agent" in [found["assistant_id"] for found in await client.assistants.search()]
+        thread = (await client.threads.create())["thread_id"]
+        say: dict[str, Any] = {
+            text: {"messages": [{"role": "user", "content": text}]} for text in ("ask", "slow", "fail")
+        }
+        asked: Any = await client.runs.wait(thread, "agent", input=say["ask"])
+        assert asked["__interrupt__"][0]["value"] == {"question": "really?"}
+        state: Any = await client.threads.get_state(thread)
+        assert state["tasks"][0]["interrupts"] == asked["__interrupt__"]
+        with pytest.raises(ConflictError, match="Answer it, or stop it"):
+            await client.runs.create(thread, "agent", input=say["ask"])
+        resumed = [part async for part in client.runs.stream(thread, "agent", command={"resume": "yes"})]
+        assert [part.event for part in resumed] == ["metadata", "values", "values", "end"]
+        assert last_text(resumed[2].data) == "You said yes."
+        run = await client.runs.create(thread, "agent", input=say["slow"])
+        await client.runs.cancel(thread, run["run_id"], wait=True)
+        assert (await client.runs.get(thread, run["run_id"]))["status"] == "interrupted"
+        with pytest.raises(Exception, match="It broke"):
+            await client.runs.wait(thread, "agent", input=say["fail"])
+        with pytest.raises(InternalServerError, match="rollback"):
+            await client.runs.create(thread, "agent", input=say["ask"], multitask_strategy="rollback")
+        with pytest.raises(InternalServerError, match="store"):
+            await client.store.search_items(("a",))
+        assert len(await client.threads.get_history(thread)) == 1
+        assert isinstance(client.http.client, httpx.AsyncClient)
 
 
 @pytest.mark.parametrize("how", ["stream", "join"])

@@ -228,7 +228,8 @@ async def approval(scene: Scene) -> None:
     waits = "s.status === 'ready' && s.messages[1]?.parts.some(({ state }) => state === 'approval-requested')"
     asked = await scene.page.until(waits)
     await scene.open("approval", asked["messages"], model="careful")
-    await scene.page.until(waits)
+    # An answer before the stream is back is lost: the stream's message replaces it on the page.
+    await scene.page.until(f"s.requests[0]?.status && {waits}")
     part = "chat.messages.at(-1).parts.find((part) => part.approval)"
     await scene.page.do(f"chat.addToolApprovalResponse({{ id: {part}.approval.id, approved: true }})")
     whole = await scene.agrees("approval")

@@ -142,15 +142,16 @@ def _items(found: StoredConversation) -> tuple[list[Json], list[Place]]:
     start = 0
     for message in found.messages:
         places.append(Place(message.id, start))
-        made = _written(message)
+        made, count = _written(message)
         items += made
-        start += len(forms.messages(made))
+        start += count
     return items, [*places, Place(None, start)]
 
 
-def _written(message: Message) -> list[Json]:
+def _written(message: Message) -> tuple[list[Json], int]:
+    """Return a message as items, and how many chat messages these are."""
     try:
         items: list[Json] = forms.for_responses({"messages": list(message.content)})["input"]
+        return items, len(forms.messages(items))
     except GenerationError as error:
         raise InvalidRequest(f"The stored conversation cannot be continued: {error.message}") from None
-    return items

@@ -29,10 +29,8 @@ def from_chat(message: Mapping[str, Any], message_id: str, tools: Mapping[str, s
     kind = _TYPES.get(message["role"], message["role"])
     content = message.get("content") or ""
     if kind == "ai":
-        calls = [
-            (call.get("id"), call["function"]["name"], call["function"].get("arguments") or "")
-            for call in message.get("tool_calls") or []
-        ]
+        tools_called = [(call["id"], _tool_of(call)) for call in message.get("tool_calls") or []]
+        calls = [(call, made["name"], made.get("arguments") or made.get("input") or "") for call, made in tools_called]
         return ai(message_id, content, calls=calls)
     if kind == "tool":
         call_id = message.get("tool_call_id")
@@ -43,7 +41,13 @@ def from_chat(message: Mapping[str, Any], message_id: str, tools: Mapping[str, s
 def called(messages: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """Return the names of the tools that chat messages call, by the ids of the calls."""
     calls = [call for message in messages for call in message.get("tool_calls") or []]
-    return {str(call.get("id")): call["function"]["name"] for call in calls}
+    return {call["id"]: _tool_of(call)["name"] for call in calls}
+
+
+def _tool_of(call: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the name and the arguments of a function, or the name and the input of a custom tool."""
+    found: Mapping[str, Any] = call.get("function") or call["custom"]
+    return found
 
 
 def ai(
@@ -124,9 +128,10 @@ def _message(kind: str, message_id: str, content: Any) -> Fields:
     }
 
 
-def _object(arguments: str) -> Fields | None:
+def _object(arguments: Any) -> Fields | None:
+    """Return arguments as an object, or None. A native client may have given something other than a text."""
     try:
-        found = read_json(arguments or "{}")
+        found = read_json(arguments or "{}") if isinstance(arguments, str) else arguments
     except orjson.JSONDecodeError:
         return None
     return found if isinstance(found, dict) else None

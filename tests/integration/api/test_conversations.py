@@ -351,3 +351,51 @@ async def test_another_tenants_conversation_does_not_exist(cluster: Cluster, mod
         answer = await cluster.client.get(f"{pod.url}/v1/conversations/42", headers=bearer(key))
         assert answer.status_code == status
         assert status != 200 or len(answer.json()["messages"]) == 2
+
+
+# Each of these is JSON that a native client may have sent. Until it is read as a conversation, nobody has looked at it.
+ODD_MESSAGES: list[dict[str, Any]] = [
+    {"content": "x"},
+    {"role": 7, "content": "x"},
+    {"role": "x", "content": "y"},
+    {"role": "tool", "content": "x"},
+    {"role": "tool", "tool_call_id": {"a": 1}, "content": "x"},
+    {"role": "assistant", "tool_calls": 7},
+    {"role": "assistant", "tool_calls": [7]},
+    {"role": "assistant", "tool_calls": [{}]},
+    {"role": "assistant", "tool_calls": [{"id": "c", "function": {}}]},
+    {"role": "assistant", "tool_calls": [{"id": "c", "function": {"name": "x", "arguments": 5}}]},
+    {"role": "assistant", "tool_calls": [{"id": "c", "function": {"name": "x", "arguments": {"a": 5}}}]},
+    {"role": "assistant", "tool_calls": [{"id": "c", "type": "custom", "custom": {"name": "x", "input": "y"}}]},
+    {"role": "assistant", "content": [{"type": "tool_use"}]},
+    {"role": "assistant", "parts": [{"type": "tool-x", "state": "output-available"}]},
+    {"role": "user", "content": 7},
+    {"role": "user", "content": [{}]},
+    {"role": "user", "content": [{"type": "text", "text": 8}]},
+    {"role": "user", "content": [{"type": "image_url"}]},
+    {"role": "user", "content": [{"type": "file", "file": 3}]},
+    {"role": "user", "content": "x", "id": {"a": 1}},
+    {"type": "function_call"},
+    {"type": "function_call_output"},
+    {"type": "ai", "tool_calls": 5},
+]
+
+
+async def test_an_odd_message_breaks_no_reader_of_its_chat(cluster: Cluster) -> None:
+    pod = await cluster.pod()
+    output = {"type": "function_call_output", "call_id": "c", "output": "3"}
+    for number, odd in enumerate(ODD_MESSAGES):
+        chat = f"odd-{number}"
+        given = {"input": {"messages": [asked("A"), odd, asked("B")]}, "metadata": {"chat": chat}}
+        created = await cluster.client.post(f"{pod.url}/v1/streams", json=given)
+        assert created.status_code == 201
+        await cluster.client.post(f"{pod.url}/v1/streams/{created.json()['id']}/cancel")
+        for path in (
+            *(f"conversations/{chat}?form={form}" for form in ("messages", "responses", "anthropic", "aisdk")),
+            f"langgraph/threads/{chat}/state",
+        ):
+            answer = await cluster.client.get(f"{pod.url}/v1/{path}")
+            assert answer.status_code in {200, 400}, (odd, path, answer.text)
+        for new in ("C", [output]):
+            answer = await respond(cluster, pod, new, conversation=chat, background=True)
+            assert answer.status_code in {200, 400, 409}, (odd, answer.text)

@@ -304,6 +304,12 @@ def test_inputs_that_are_not_a_conversation(given: Any) -> None:
         messages(given)
 
 
+@pytest.mark.parametrize("message", [{}, {"content": "Hi"}, {"role": 7, "content": "Hi"}])
+def test_messages_without_a_role_are_refused(message: dict[str, Any]) -> None:
+    with pytest.raises(GenerationError, match="no role"):
+        messages([{"role": "user", "content": "Hi"}, message])
+
+
 @pytest.mark.parametrize("convert", [for_anthropic, for_chat, for_responses])
 @pytest.mark.parametrize(
     "given",

@@ -45,7 +45,10 @@ def messages(given: Any, *, allowed: Set[str] = frozenset()) -> list[Json]:
         GenerationError: it is not a conversation, or has content that messages cannot express.
     """
     body = shape(given)
-    return [*leading(body), *chat_messages(body.get("messages", []), allowed)]
+    found = chat_messages(body.get("messages", []), allowed)
+    for message in found:
+        _require_complete(message)
+    return [*leading(body), *found]
 
 
 def shape(given: Any) -> Json:
@@ -84,6 +87,22 @@ def _renamed(element: Json) -> Iterator[Json]:
         yield from from_agui(element)
     else:
         yield element
+
+
+def _require_complete(message: Json) -> None:
+    """Refuse a message without what every reader needs.
+
+    Raises:
+        GenerationError: it has no role, or a tool call or its result has no id, or no name.
+    """
+    if not isinstance(message.get("role"), str):
+        raise broken('A message has no role. Give each one a "role", such as "user" or "assistant".')
+    if message["role"] == "tool" and not isinstance(message.get("tool_call_id"), str):
+        raise broken('A message of the role "tool" has no "tool_call_id".')
+    for call in objects(message.get("tool_calls") or [], "tool_calls"):
+        tool = call.get("function") or call.get("custom")
+        if not isinstance(call.get("id"), str) or not isinstance(tool, dict) or not isinstance(tool.get("name"), str):
+            raise broken('A tool call has no "id", or no function with a "name".')
 
 
 def leading(body: Mapping[str, Any]) -> list[Json]:
