@@ -395,7 +395,7 @@ async def test_an_odd_message_breaks_no_reader_of_its_chat(cluster: Cluster) -> 
             f"langgraph/threads/{chat}/state",
         ):
             answer = await cluster.client.get(f"{pod.url}/v1/{path}")
-            assert answer.status_code in {200, 400}, (odd, path, answer.text)
+            assert answer.status_code < 500, (odd, path, answer.text)
         for new in ("C", [output]):
             answer = await respond(cluster, pod, new, conversation=chat, background=True)
-            assert answer.status_code in {200, 400, 410}, (odd, answer.text)
+            assert answer.status_code < 500, (odd, answer.text)
