@@ -165,7 +165,9 @@ async def _past(request: Request, thread_id: str, wanted: CreateRun, body: bytes
         return _Past(StoredConversation(), successor, digest)
     said = await stored_conversations.read(request, thread_id, upto=newest.id, results=_results(wanted.input))
     if not said.complete:
-        raise ConversationGone("A part of this thread is not stored, was erased, holds no readable messages, or is too long.")
+        raise ConversationGone(
+            "A part of this thread is not stored, was erased, holds no readable messages, or is too long."
+        )
     return _Past(said, successor, digest)
 
 

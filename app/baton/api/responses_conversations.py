@@ -136,7 +136,9 @@ def _results(given: Any) -> frozenset[str]:
 def _items(found: StoredConversation) -> tuple[list[Json], list[Place]]:
     """Return a conversation as items, and where each of its messages begins among them, counted as chat messages."""
     if not found.complete:
-        raise ConversationGone("A part of this conversation is not stored, was erased, holds no readable messages, or is too long.")
+        raise ConversationGone(
+            "A part of this conversation is not stored, was erased, holds no readable messages, or is too long."
+        )
     items: list[Json] = []
     places: list[Place] = []
     start = 0
