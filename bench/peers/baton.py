@@ -10,7 +10,6 @@ import itertools
 import platform
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +27,7 @@ from baton.schema import numbering
 from baton.schema.migrate import migrate
 from baton.schema.numbering import NumberedDatabase
 from baton.settings import Settings
+from baton.version import __version__
 
 from . import Shape, http_client
 
@@ -86,7 +86,7 @@ class Baton:
 
     def versions(self) -> Mapping[str, str]:
         """The versions of this checkout."""
-        return {"Baton": version("baton"), "Python": platform.python_version()}
+        return {"Baton": __version__, "Python": platform.python_version()}
 
     def install(self) -> None:
         """Nothing to install."""

@@ -10,6 +10,8 @@ from xml.etree import ElementTree
 import pytest
 from bench.__main__ import PEERS, plan
 from bench.cluster import ROOT
+from bench.peers.bare import Bare
+from bench.peers.baton import Baton
 from bench.plots import DRAWS
 from bench.record import Record
 from bench.report import BEGIN, END, write_report, write_tables
@@ -115,6 +117,11 @@ def test_plots_show_every_system(record: Record, tmp_path: Path) -> None:
         assert ElementTree.fromstring(text).tag.endswith("svg")
         assert f"({name})" in (tmp_path / "table.md").read_text()
     assert {"Baton", "Other"} <= set(re.findall(r">([A-Z]\w+)<", drawn["cpu-of-an-event.svg"]))
+
+
+def test_what_needs_no_installation_says_its_version() -> None:
+    for peer in (Baton(), Bare()):
+        assert all(peer.versions().values())
 
 
 def test_all_systems_take_turns() -> None:
