@@ -5,6 +5,7 @@ UV := $(VENV)/bin/uv
 RUN := $(VENV)/bin/
 LOWEST := $(VENV)-lowest
 UV_RELEASE := uv==0.13.8
+QUICK := -m "not slow and not clients" --ignore tests/clients
 EXTRAS := --extra demo --extra openai --extra anthropic --extra otel
 export UV_PROJECT_ENVIRONMENT := $(VENV)
 export UV_PYTHON_DOWNLOADS := never
@@ -40,7 +41,7 @@ lint: install ## Check style, types, import contracts and the lock file
 	@$(RUN)lint-imports
 
 test: lint ## Lint, then run the tests on a real Postgres (at most 5 minutes)
-	@$(RUN)pytest -q -n 4 -m "not slow and not clients" --ignore tests/clients
+	@$(RUN)pytest -q -n 4 $(QUICK)
 
 test-unit: install ## The tests that need no database (seconds)
 	@$(RUN)pytest -q -n 2 -m "not slow" tests/unit
@@ -58,7 +59,7 @@ test-lowest: install ## The tests on the oldest releases of what Baton depends o
 
 test-all: lint ## All tests, those that take longer too, on the oldest Postgres where there is one, and test-lowest
 	@$(RUN)pytest -q -n 4
-	@$(RUN)pytest -q -n 4 -m "not slow and not clients" --ignore tests/clients --postgres 15
+	@$(RUN)pytest -q -n 4 $(QUICK) --postgres 15
 	@$(MAKE) test-lowest
 
 bench: bench-install ## Measure Baton and what it is compared with, into docs/benchmarks (an hour or two)
@@ -76,7 +77,7 @@ docs: install ## Build the documentation site into site/, strictly and offline
 
 coverage: install ## The tests of `make test`, and how much of the code they run
 	@$(UV) sync --quiet --locked --inexact --group coverage --python $(RUN)python
-	@$(RUN)pytest -q -n 4 -m "not slow and not clients" --ignore tests/clients --cov --cov-report=term:skip-covered --cov-report=xml --durations=25
+	@$(RUN)pytest -q -n 4 $(QUICK) --cov --cov-report=term:skip-covered --cov-report=xml --durations=25
 
 wheel: install ## Build the wheel and the source distribution into dist/
 	@rm -rf dist
