@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from tests.support.certificates import make_certificate
 from tests.support.roles import PASSWORD, granted
 
 from baton.db.postgres import connect, pool
@@ -83,7 +80,7 @@ class TlsFront:
     def __init__(self, dsn: str, folder: Path) -> None:
         self.certificate = folder / "server.crt"
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        _make_certificate(self.certificate, folder / "server.key")
+        make_certificate(self.certificate, folder / "server.key")
         self._context.load_cert_chain(self.certificate, folder / "server.key")
         self._known = Dsn.parse(dsn)
         self.encrypted = 0
@@ -124,28 +121,6 @@ async def _pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> N
             target.write(chunk)
             await target.drain()
     target.close()
-
-
-def _make_certificate(certificate: Path, key_file: Path) -> None:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    key_file.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
 
 
 async def test_tls_is_as_strict_as_required(dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
