@@ -53,7 +53,7 @@ class Assumptions:
     used: float = 0.7  # the share of a core that may be used
     database_cores: int = 8
     clients: int = 10_000  # of a pod (BATON_MAX_SUBSCRIBERS)
-    client_kib: float = 14  # memory of a client in a pod
+    client_kib: float = 15  # memory of a client in a pod
     zones: int = 3
     database_price: float = 1.2  # an hour: 8 cores, 64 GB, with a standby in another zone
     core_price: float = 0.05  # an hour: a core with 2 GB, for a pod or a worker
