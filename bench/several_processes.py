@@ -37,7 +37,7 @@ from baton.demo.embedded import embedded_postgres
 from baton.schema.migrate import migrate
 
 from .cluster import ROOT
-from .peers import http_client
+from .peers import http_client, load_input
 from .peers.baton import SETTINGS
 from .postgres import postmaster
 from .processes import free_port, program
@@ -67,7 +67,7 @@ class Served:
 
     async def begin(self, tokens: int, rate: float, pause_seconds: float = 0, stays_seconds: float = 0) -> Target:
         """Create a stream."""
-        load = {"rate": rate, "tokens": tokens, "marked": True, "pause": pause_seconds, "stays": stays_seconds}
+        load = load_input(tokens, rate, pause_seconds, stays_seconds)
         url = f"http://127.0.0.1:{self.port}/v1/streams"
         answer = await self.http.post(url, json={"generator": "load", "input": load})
         return Target(self.port, answer.raise_for_status().json()["events_url"], tokens)

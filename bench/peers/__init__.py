@@ -24,6 +24,11 @@ def http_client() -> httpx2.AsyncClient:
     return httpx2.AsyncClient(timeout=BEGIN_SECONDS, limits=httpx2.Limits(keepalive_expiry=1), trust_env=False)
 
 
+def load_input(tokens: int, rate: float, pause_seconds: float, stays_seconds: float) -> dict[str, object]:
+    """Return the input of `bench.load.generate` for the arguments of `System.begin`."""
+    return {"rate": rate, "tokens": tokens, "marked": True, "pause": pause_seconds, "stays": stays_seconds}
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
     """The capacity to start a system with: concurrent streams and viewers, and processes of each kind."""

@@ -6,6 +6,7 @@ It shows what Baton costs beside the design itself. It may lose and repeat event
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -13,33 +14,15 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import httpx2
 import psutil
 from bench.cluster import ROOT
 from bench.postgres import postmaster, slow_commits
 from bench.processes import free_port, program
-from bench.viewers import Target
 
 from baton.demo.embedded import embedded_postgres
 
 from . import Shape, http_client
-
-
-@dataclass(frozen=True, slots=True)
-class RunningBare:
-    """The two processes, and Postgres."""
-
-    producer: int
-    pod: int
-    http: httpx2.AsyncClient
-    parts: Mapping[str, Sequence[psutil.Process]]
-
-    async def begin(self, tokens: int, rate: float, pause_seconds: float = 0, stays_seconds: float = 0) -> Target:
-        """Make the producer start a stream, to be followed at the pod."""
-        path = f"/{uuid.uuid4()}"
-        load = {"rate": rate, "tokens": tokens, "marked": True, "pause": pause_seconds, "stays": stays_seconds}
-        (await self.http.post(f"http://127.0.0.1:{self.producer}{path}", json=load)).raise_for_status()
-        return Target(self.pod, path, tokens)
+from .pair import RunningPair
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +42,7 @@ class Bare:
         """Nothing to install."""
 
     @contextlib.asynccontextmanager
-    async def open(self, folder: Path, shape: Shape) -> AsyncIterator[RunningBare]:
+    async def open(self, folder: Path, shape: Shape) -> AsyncIterator[RunningPair]:
         """Start Postgres and both processes."""
         async with contextlib.AsyncExitStack() as stack:
             dsn = stack.enter_context(embedded_postgres(folder))
@@ -78,4 +61,5 @@ class Bare:
                 "postgres": [await postmaster(dsn)],
             }
             http = await stack.enter_async_context(http_client())
-            yield RunningBare(producer, pod, http, parts)
+            paths = (f"/{uuid.uuid4()}" for _ in itertools.count())
+            yield RunningPair(producer, pod, http, parts, paths)

@@ -29,7 +29,7 @@ from baton.schema.numbering import NumberedDatabase
 from baton.settings import Settings
 from baton.version import __version__
 
-from . import Shape, http_client
+from . import Shape, http_client, load_input
 
 # Limits that no measurement reaches, and no wait for generators at the end.
 SETTINGS: Final = {
@@ -67,7 +67,7 @@ class RunningBaton:
     async def begin(self, tokens: int, rate: float, pause_seconds: float = 0, stays_seconds: float = 0) -> Target:
         """Create a stream, on each pod in turn."""
         pod = self.pods[next(self._turn) % len(self.pods)].program
-        load = {"rate": rate, "tokens": tokens, "marked": True, "pause": pause_seconds, "stays": stays_seconds}
+        load = load_input(tokens, rate, pause_seconds, stays_seconds)
         answer = await self.http.post(f"{pod.address}/v1/streams", json={"generator": self.generator, "input": load})
         assert pod.port is not None
         return Target(pod.port, answer.raise_for_status().json()["events_url"], tokens)

@@ -6,38 +6,19 @@ import contextlib
 import itertools
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import httpx2
 import psutil
 from bench.cluster import ROOT
 from bench.postgres import postmaster, slow_commits
 from bench.processes import free_port, program
-from bench.viewers import Target
 
 from baton.demo.embedded import embedded_postgres
 
 from . import Shape, http_client
-
-
-@dataclass(frozen=True, slots=True)
-class RunningByHand:
-    """The two processes, and Postgres."""
-
-    producer: int
-    server: int
-    http: httpx2.AsyncClient
-    parts: Mapping[str, Sequence[psutil.Process]]
-    _numbers: itertools.count[int] = field(default_factory=itertools.count)
-
-    async def begin(self, tokens: int, rate: float, pause_seconds: float = 0, stays_seconds: float = 0) -> Target:
-        """Make the producer start a stream, to be followed at the server."""
-        path = f"/stream{next(self._numbers)}"
-        load = {"rate": rate, "tokens": tokens, "marked": True, "pause": pause_seconds, "stays": stays_seconds}
-        (await self.http.post(f"http://127.0.0.1:{self.producer}{path}", json=load)).raise_for_status()
-        return Target(self.server, path, tokens)
+from .pair import RunningPair
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +38,7 @@ class ByHand:
         """Nothing to install."""
 
     @contextlib.asynccontextmanager
-    async def open(self, folder: Path, shape: Shape) -> AsyncIterator[RunningByHand]:
+    async def open(self, folder: Path, shape: Shape) -> AsyncIterator[RunningPair]:
         """Start Postgres and both processes."""
         producer, server = free_port(), free_port()
         uvicorn = (sys.executable, "-m", "uvicorn", "bench.peers.by_hand_app:app", "--port")
@@ -77,4 +58,5 @@ class ByHand:
                 "postgres": [await postmaster(dsn)],
             }
             http = await stack.enter_async_context(http_client())
-            yield RunningByHand(producer, server, http, parts)
+            paths = (f"/stream{number}" for number in itertools.count())
+            yield RunningPair(producer, server, http, parts, paths)
